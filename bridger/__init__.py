@@ -1,0 +1,1 @@
+"""Parameter-efficient tuning of two frozen towers that inform each other at several depths."""

@@ -1,0 +1,48 @@
+"""The base of every configuration that is saved: frozen dataclasses that go to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """Return the end of an error message: the nearest known names, or all of them."""
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {sorted(known)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of the frozen dataclasses that are written to `bridger_config.json`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """Build the config from `to_dict`'s result.
+
+        JSON knows no tuples, so lists become tuples again.
+
+        Raises:
+            ValueError: a key is unknown; the message offers the nearest ones.
+        """
+        known = [field.name for field in dataclasses.fields(cls) if field.init]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{cls.__name__} has no option {key!r}: {did_you_mean(key, known)}")
+        return cls(**{key: _freeze(value) for key, value in values.items()})
+
+    def replace(self: ConfigT, **changes: Any) -> ConfigT:
+        """Return a copy with some fields changed; unknown names raise as in `from_dict`."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
