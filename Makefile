@@ -1,0 +1,42 @@
+# The commands of the README. Each makes the environment in .venv when there is none; a second
+# call installs nothing as long as setup.cfg and pyproject.toml stay as they are.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two torch threads a process: what the suite and the quickstart are measured with.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: env quickstart quickstart-study test test-all lint types check clean
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+quickstart: env
+	$(BIN)/bridger quickstart --out quickstart $(ARGS)
+
+quickstart-study: env
+	$(BIN)/python examples/quickstart_study.py --out quickstart-study $(ARGS)
+
+test: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" $(ARGS)
+
+test-all: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info quickstart quickstart-study

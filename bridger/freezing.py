@@ -1,0 +1,79 @@
+"""Towers are frozen while an encoder is attached, and get back what they had when none is.
+
+Any number of encoders may share (parts of) their towers and leave in any order, so flags and
+modes are recorded module by module with a count of holders: the first one records, the last
+one to leave restores.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+
+@dataclass
+class Flags:
+    """What one module had before the first attach: its mode and its parameters' flags."""
+
+    training: bool
+    requires_grad: dict[str, bool]
+
+
+@dataclass
+class _Held:
+    before: Flags
+    holders: int = 0
+
+
+_held: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def hold(modules: Iterable[nn.Module], before: Iterable[Flags] | None = None) -> None:
+    """Freeze every module itself (not its children) and put it into eval mode.
+
+    Args:
+        modules: the modules, each once.
+        before: flags to restore later, where they are known better than the modules show
+            them (a copy of a frozen tower); by default what the modules have now.
+    """
+    modules = list(modules)
+    flags = [_flags(module) for module in modules] if before is None else list(before)
+    with _lock:
+        for module, was in zip(modules, flags, strict=True):
+            _held.setdefault(module, _Held(was)).holders += 1
+            module.training = False
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.requires_grad_(False)
+
+
+def release(modules: Iterable[nn.Module]) -> None:
+    """Give up a hold; what nobody holds any more gets its flags and its mode back."""
+    with _lock:
+        for module in modules:
+            held = _held[module]
+            held.holders -= 1
+            if held.holders == 0:
+                del _held[module]
+                module.training = held.before.training
+                for name, flag in held.before.requires_grad.items():
+                    parameter = module._parameters.get(name)
+                    if parameter is not None:
+                        parameter.requires_grad_(flag)
+
+
+def flags_before(modules: Iterable[nn.Module]) -> list[Flags]:
+    """Return what the modules had before they were held."""
+    return [_held[module].before for module in modules]
+
+
+def _flags(module: nn.Module) -> Flags:
+    # A module that somebody holds already shows frozen flags; `hold` keeps the first record.
+    parameters = module._parameters.items()
+    flags = {name: p.requires_grad for name, p in parameters if p is not None}
+    return Flags(module.training, flags)
