@@ -1,0 +1,61 @@
+"""From the aligned map to a mask: the sentence becomes a convolution (METHOD section 4)."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bridger.heads.layers import conv_bn_relu, resize
+
+KERNEL = 3
+
+
+class Projector(nn.Module):
+    """Enlarges the map fourfold and convolves it with a kernel made from the sentence.
+
+        Z_c = Conv1x1(Conv3x3(up(Conv3x3(up(x)))))      the 3x3 ones with BatchNorm and ReLU
+        Z_t = Linear(F_s)                               3 * 3 * D/2 weights, then one bias
+        logits = Z_t * Z_c                              a 3x3 convolution, one per expression
+
+    Args:
+        sentence_width: C_s.
+        width: D.
+    """
+
+    def __init__(self, sentence_width: int, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.first = conv_bn_relu(width, width, kernel_size=3)
+        self.second = conv_bn_relu(width, half, kernel_size=3)
+        self.last = nn.Conv2d(half, half, 1)
+        self.sentence = nn.Linear(sentence_width, half * KERNEL**2 + 1)
+
+    def forward(self, features: Tensor, sentence: Tensor, size: tuple[int, int]) -> Tensor:
+        """Make the logits of one mask per row.
+
+        Args:
+            features: (B, D, H, W).
+            sentence: F_s (B, C_s).
+            size: (H, W) of the logits, about four times that of the map.
+
+        Returns:
+            The logits (B, H, W).
+        """
+        half_size = (-(-size[0] // 2), -(-size[1] // 2))
+        features = self.first(resize(features, half_size))
+        features = self.last(self.second(resize(features, size)))
+        return _convolve_each(features, self.sentence(sentence))
+
+
+def _convolve_each(features: Tensor, weights: Tensor) -> Tensor:
+    """Convolve each map (B, C, H, W) with its own 3x3 kernel and bias (B, C * 3 * 3 + 1).
+
+    With one output channel a matrix product makes all taps at every cell, and shifting and adding
+    them (`fold`) is the rest: several times faster than a grouped convolution of B groups.
+    """
+    taps = rearrange(weights[:, :-1], "b (c k) -> b k c", k=KERNEL**2)
+    # `fold` carries what a cell sends out, a convolution what it takes in: the kernel is turned.
+    sent = taps.flip(1) @ rearrange(features, "b c h w -> b c (h w)")
+    logits = F.fold(sent, features.shape[-2:], KERNEL, padding=KERNEL // 2)
+    return rearrange(logits, "b 1 h w -> b h w") + rearrange(weights[:, -1], "b -> b 1 1")

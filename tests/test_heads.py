@@ -1,0 +1,96 @@
+"""The contract of heads: registry, presets, configs that come back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from helpers_heads import SPEC, features
+from torch import Tensor, nn
+
+from bridger.config import Config
+from bridger.features import BridgedFeatures, EncoderSpec
+from bridger.heads import Head, HeadOutput, get_head, list_heads, register_head
+
+
+@dataclass(frozen=True)
+class CountConfig(Config):
+    width: int = 4
+
+
+class CountHead(Head):
+    """The example of `base.py`, so that it stays true."""
+
+    config_class = CountConfig
+    config: CountConfig
+
+    def __init__(self, spec: EncoderSpec, config: CountConfig) -> None:
+        super().__init__(spec, config)
+        self.layer = nn.Linear(spec.sentence_width, 1)
+
+    def forward(
+        self,
+        features: BridgedFeatures,
+        labels: Tensor | None = None,
+        expression_mask: Tensor | None = None,
+    ) -> HeadOutput:
+        return HeadOutput(self.layer(features.sentence).reshape(-1, features.num_expressions))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what a test registers."""
+    import bridger.heads.registry as registry
+
+    monkeypatch.setattr(registry, "_HEADS", dict(registry._HEADS))
+
+
+def test_a_registered_head_is_found(names: None) -> None:
+    assert register_head("count")(CountHead) is CountHead
+    assert get_head("count") is CountHead
+    assert CountHead.name == "count"
+    assert "count" in list_heads()
+    register_head("count")(CountHead)  # importing a module twice is no harm
+
+
+def test_a_taken_name_is_refused(names: None) -> None:
+    with pytest.raises(ValueError, match="belongs to bridger.heads.referring"):
+        register_head("referring_segmentation")(CountHead)
+
+
+def test_an_unknown_name_offers_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'referring_segmentation'"):
+        get_head("refering_segmentation")
+
+
+def small(name: str) -> dict[str, Any]:
+    return {"width": 32, "num_layers": 1} if name == "referring_segmentation" else {}
+
+
+@pytest.mark.parametrize("name", list_heads())
+def test_every_head_comes_back_from_its_config(name: str) -> None:
+    head = get_head(name).from_spec(SPEC, **small(name))
+    again = get_head(name).from_spec(SPEC, **head.config.to_dict())
+    assert again.config == head.config
+    again.load_state_dict(head.state_dict())
+    given = features(batch=2, expressions=2)
+    found, expected = (h.eval()(given).logits for h in (again, head))
+    assert torch.equal(found, expected)
+    assert found.shape[:2] == (2, 2)
+    assert head.probabilities(found).shape == found.shape
+
+
+def test_heads_load_no_heavy_libraries() -> None:
+    heavy = "torchvision transformers open_clip timm PIL".split()
+    code = f"import sys, bridger.heads; print(*(m for m in {heavy} if m in sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == ""
