@@ -1,0 +1,140 @@
+"""What vision and text towers have in common.
+
+A tower is a plain object beside the user's module, not a module itself: it knows the family's
+blocks, layouts, masks, norms and projections, and owns no tensor.
+
+Shapes: B batch, N expressions per image, L tokens, C channels, H W map size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bridger.towers.views import tensor_at
+
+
+@dataclass(frozen=True)
+class Block:
+    """One hookable unit of a tower.
+
+    Attributes:
+        name: dotted path below the module that the user gave.
+        module: the block itself.
+        width: channels C of its state.
+        stride: pixels per map cell (vision), or None (text).
+    """
+
+    name: str
+    module: nn.Module
+    width: int
+    stride: int | None = None
+
+
+def is_a(module: nn.Module, library: str, *names: str) -> bool:
+    """Whether a module's class, or one it derives from, is called so in that library.
+
+    Libraries are not imported for this: a class that was never imported has no instances.
+    """
+    return any(
+        base.__name__ in names and base.__module__.partition(".")[0] == library
+        for base in type(module).__mro__
+    )
+
+
+def unwrap(module: nn.Module) -> Any:
+    """Return the module that the user wrapped with peft, or the module itself."""
+    return module.get_base_model() if is_a(module, "peft", "PeftModel") else module  # type: ignore[operator]
+
+
+def state_of(output: Any) -> Tensor:
+    """Return the hidden state in a block's output: a tensor, or a tuple that starts with it."""
+    state: Tensor = output[0] if isinstance(output, tuple) else output
+    return state
+
+
+def with_state(output: Any, state: Tensor) -> Any:
+    """Return a block's output with another hidden state in the same container."""
+    return (state, *output[1:]) if isinstance(output, tuple) else state
+
+
+class Tower(ABC):
+    """What both sides have in common.
+
+    Attributes:
+        library: the library that the family comes from.
+        family: the family's name, the same for every way in which its encoder can be given.
+        module: the smallest module that owns every tensor which the tower's features need.
+        blocks: in the order in which they run.
+        name: the checkpoint that the encoder was loaded from, where the library remembers it.
+    """
+
+    library: ClassVar[str]
+    family: ClassVar[str]
+    module: nn.Module
+    blocks: tuple[Block, ...]
+    name: str | None = None
+
+    @classmethod
+    def label(cls) -> str:
+        """Return the family's full name, for messages."""
+        return f"{cls.library} {cls.family}"
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, module: nn.Module) -> bool:
+        """Whether the module is of this family, or is a whole model that holds such a tower."""
+
+    @abstractmethod
+    def __init__(self, given: nn.Module) -> None:
+        """Read the module that the user gave; ValueError where it is built in an unknown way."""
+
+    @abstractmethod
+    def position_names(self) -> tuple[str, ...]:
+        """Return the names, below `module`, of the tensors that hold position embeddings."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the identity that an adapter is saved with, in plain values for JSON.
+
+        It is the same for a tower given alone or within a whole model.
+        """
+        return {
+            "library": self.library,
+            "class": self.family,
+            "name": self.name,
+            "num_blocks": len(self.blocks),
+            "widths": [block.width for block in self.blocks],
+        }
+
+    def _name_blocks(
+        self,
+        given: nn.Module,
+        blocks: Sequence[nn.Module],
+        widths: Sequence[int],
+        strides: Sequence[int | None],
+    ) -> tuple[Block, ...]:
+        """Find the blocks' names below the given module, whatever it wraps."""
+        names = {id(module): name for name, module in given.named_modules()}
+        return tuple(
+            Block(names[id(block)], block, width, stride)
+            for block, width, stride in zip(blocks, widths, strides, strict=True)
+        )
+
+    def _check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            expected, found = tuple(tensor_at(self.module, name).shape), tuple(tensor.shape)
+            if expected != found:
+                raise ValueError(
+                    f"the adapter's tensor for {self.label()} {name!r} must have the tower's own "
+                    f"shape {expected}, found {found}"
+                )
+
+
+def shown(shape: Any) -> str:
+    """Return a shape, or whatever was found in its place, for a message."""
+    return str(tuple(shape)) if isinstance(shape, torch.Size) else str(shape)

@@ -1,0 +1,172 @@
+"""What the library asks of a text tower, and the rules for masks that families choose from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridger.towers.base import Tower, shown, state_of, with_state
+
+
+class TextTower(Tower):
+    """A text encoder.
+
+    Attributes:
+        token_width: channels C of the tokens after the final norm.
+        sentence_width: channels of the sentence feature, projected where the tower projects.
+        max_length: rows of the position table.
+        vocab_size: rows of the token embedding.
+    """
+
+    token_width: int
+    sentence_width: int
+    max_length: int
+    vocab_size: int
+
+    def describe(self) -> dict[str, Any]:
+        """Return the tower's identity; see `Tower.describe`."""
+        return {
+            **super().describe(),
+            "token_width": self.token_width,
+            "sentence_width": self.sentence_width,
+            "max_length": self.max_length,
+            "vocab_size": self.vocab_size,
+        }
+
+    def prepare(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Check the ids, decide which tokens are real, and pad where the tower needs it.
+
+        Args:
+            input_ids: (B, L) integers.
+            attention_mask: (B, L), true at real tokens, padding on the right; without it the
+                family's own rule decides.
+
+        Returns:
+            ids (B, L') and token_mask (B, L') bool. L' is L, or the trained length for towers
+            that see padding as they were trained to.
+
+        Raises:
+            ValueError: wrong shape or dtype, too long, ids out of range, no real token.
+        """
+        self._check_ids(input_ids)
+        own_mask = self.default_mask(input_ids)
+        if attention_mask is None:
+            return self.pad(input_ids, own_mask)
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask must be like input_ids {tuple(input_ids.shape)}, "
+                f"found {tuple(attention_mask.shape)}"
+            )
+        mask = attention_mask.to(input_ids.device).bool()
+        check_mask(mask, "attention_mask")
+        return self.pad(input_ids, mask)
+
+    def pad(self, input_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ids and the mask as the tower's forward takes them."""
+        return input_ids, token_mask
+
+    @abstractmethod
+    def default_mask(self, input_ids: Tensor) -> Tensor:
+        """Return the family's own mask (B, L) of real tokens; ValueError where a row has none."""
+
+    @abstractmethod
+    def call(self, input_ids: Tensor, token_mask: Tensor, tensors: Mapping[str, Tensor]) -> Any:
+        """Run the tower's own forward on what `prepare` returned.
+
+        Args:
+            input_ids: (B, L).
+            token_mask: (B, L) bool. Causal towers ignore it: padding on the right cannot reach
+                a real token, and a text must not depend on what it is batched with.
+            tensors: adapter-owned tensors in the tower's own shapes, by name below `module`.
+
+        Returns:
+            What the tower returns. With nothing to replace, `module` itself is called.
+        """
+
+    def read_tokens(self, block: int, output: Any) -> Tensor:
+        """Return a block's state (B, L, C)."""
+        return state_of(output)
+
+    def write_tokens(self, block: int, output: Any, tokens: Tensor) -> Any:
+        """Return a block's output with other tokens (B, L, C), in its container and dtype."""
+        state = state_of(output)
+        if tokens.shape != state.shape:
+            raise ValueError(
+                f"block {self.blocks[block].name!r} holds tokens {tuple(state.shape)}, "
+                f"found {tuple(tokens.shape)}"
+            )
+        return with_state(output, tokens.to(state.dtype))
+
+    @abstractmethod
+    def tokens(self, last_state: Tensor, result: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the tokens (B, L, `token_width`) after the final norm, unprojected."""
+
+    @abstractmethod
+    def sentence(self, tokens: Tensor, input_ids: Tensor, result: Any) -> Tensor:
+        """Return the sentence feature (B, `sentence_width`), projected, not normalised."""
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.numel() == 0:
+            shape = getattr(input_ids, "shape", type(input_ids).__name__)
+            raise ValueError(f"input_ids must be (B, L) and not empty, found {shown(shape)}")
+        if input_ids.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"input_ids must be int64 or int32, found {input_ids.dtype}")
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"{self.label()} takes at most {self.max_length} tokens, "
+                f"found {input_ids.shape[1]}: cut the texts when tokenising"
+            )
+        low, high = input_ids.min().item(), input_ids.max().item()
+        if low < 0 or high >= self.vocab_size:
+            raise ValueError(
+                f"input_ids must lie in 0 ... {self.vocab_size - 1}, found {low} ... {high}: "
+                "use the tower's own tokenizer"
+            )
+
+
+def through_first(hits: Tensor, wanted: str) -> Tensor:
+    """Return a mask (B, L) that is true up to and including each row's first hit.
+
+    Args:
+        hits: (B, L) bool.
+        wanted: what a hit is, for the message.
+
+    Raises:
+        ValueError: a row has no hit.
+    """
+    missing = (~hits.any(dim=1)).nonzero().flatten().tolist()
+    if missing:
+        raise ValueError(
+            f"row {missing[0]} of input_ids has no {wanted} "
+            f"({len(missing)} of {len(hits)} rows): use the tower's own tokenizer"
+        )
+    return hits.long().cumsum(dim=1) - hits.long() == 0
+
+
+def through_highest(input_ids: Tensor) -> Tensor:
+    """Return a mask (B, L) through the first highest id of each row: CLIP's end-of-text rule.
+
+    Raises:
+        ValueError: a row of several tokens is all the same id, so nothing ends it.
+    """
+    highest = input_ids.max(dim=1, keepdim=True).values
+    blank = (input_ids.min(dim=1, keepdim=True).values == highest) & (input_ids.shape[1] > 1)
+    return through_first((input_ids == highest) & ~blank, "end-of-text token")
+
+
+def check_mask(mask: Tensor, what: str) -> None:
+    """Raise a ValueError unless every row is true from its first token on, without gaps."""
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"row {empty[0]} of {what} has no true token: the text is empty")
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError(
+            f"{what} must be true from a row's first token on, without gaps: "
+            "pad on the right (tokenizer.padding_side = 'right')"
+        )
