@@ -1,0 +1,198 @@
+"""Interactors: how the two modalities inform each other inside a Bridger (section 3.2).
+
+A new interactor is one class under `register_interactor`; a config then knows it by its name.
+
+Shapes: B batch, M cells of the zoomed map (H W), L tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from bridger.bridgers.config import BridgerConfig
+
+
+class Interactor(nn.Module, ABC):
+    """The contract of every interactor: both states in, both states out, in the hidden width."""
+
+    def __init__(self, config: BridgerConfig) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(
+        self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Let the two states inform each other.
+
+        Args:
+            vision: (B, M, D).
+            text: (B, L, D).
+            token_mask: (B, L), true at tokens that may be read; None reads them all.
+
+        Returns:
+            The new vision (B, M, D) and text (B, L, D) states.
+        """
+
+
+InteractorT = TypeVar("InteractorT", bound=type[Interactor])
+_INTERACTORS: dict[str, type[Interactor]] = {}
+
+
+def register_interactor(name: str) -> Callable[[InteractorT], InteractorT]:
+    """Make an `Interactor` class known as `BridgerConfig(interactor=name)`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(interactor: InteractorT) -> InteractorT:
+        if name in _INTERACTORS:
+            raise ValueError(f"an interactor {name!r} exists already: {_INTERACTORS[name]}")
+        _INTERACTORS[name] = interactor
+        return interactor
+
+    return register
+
+
+def interactor_names() -> list[str]:
+    """Return the names of all registered interactors."""
+    return list(_INTERACTORS)
+
+
+def make_interactor(config: BridgerConfig) -> Interactor:
+    """Build the interactor that a config names."""
+    return _INTERACTORS[config.interactor](config)
+
+
+@register_interactor("attention")
+class AttentionInteractor(Interactor):
+    """The paper's ITA in both directions: self-attention, cross-attention, feed-forward.
+
+    With x a modality's input, y the other's, and LN after every sum (post-norm, as released):
+
+        x' = LN(x + SelfAttn(x))                y' likewise
+        x'' = LN(x' + CrossAttn(query=x', key=value=y'))
+        ITA(x, y) = LN(x'' + FFN(x''))
+
+    `cross_source="input"` takes y for y' in the second line, as the released code does.
+    """
+
+    def __init__(self, config: BridgerConfig) -> None:
+        super().__init__(config)
+        self.vision = _Direction(config)
+        self.text = _Direction(config)
+        self.cross_source = config.cross_source
+
+    def forward(
+        self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        attended_vision = self.vision.attend_to_self(vision)
+        attended_text = self.text.attend_to_self(text, token_mask)
+        if self.cross_source == "attended":
+            vision, text = attended_vision, attended_text
+        return (
+            self.vision.attend_to_other(attended_vision, text, token_mask),
+            self.text.attend_to_other(attended_text, vision),
+        )
+
+
+@register_interactor("gate")
+class GateInteractor(Interactor):
+    """The released code's ITA for ViT: a product with what cross-attention reads.
+
+        ITA(x, y) = x * CrossAttn(query=x, key=value=y)
+
+    There is no residual, norm, feed-forward net or dropout in it.
+    """
+
+    def __init__(self, config: BridgerConfig) -> None:
+        super().__init__(config)
+        self.vision = MultiheadAttention(config.hidden_dim, config.num_heads)
+        self.text = MultiheadAttention(config.hidden_dim, config.num_heads)
+
+    def forward(
+        self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return vision * self.vision(vision, text, token_mask), text * self.text(text, vision)
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention with the parameters, names and initialisation of torch's own module.
+
+    Args:
+        dim: D.
+        num_heads: heads; D must be divisible by them.
+        dropout: probability on the attention weights, in training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        """Read `source`, which is key and value, at every position of `query`.
+
+        Args:
+            query: (B, Q, D).
+            source: (B, K, D).
+            source_mask: (B, K), true where `source` may be read; at least one per row.
+
+        Returns:
+            What was read (B, Q, D).
+        """
+        weight_q, weight_kv = self.in_proj_weight.tensor_split([query.shape[-1]])
+        bias_q, bias_kv = self.in_proj_bias.tensor_split([query.shape[-1]])
+        q = F.linear(query, weight_q, bias_q)
+        k, v = F.linear(source, weight_kv, bias_kv).chunk(2, dim=-1)
+        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.num_heads) for x in (q, k, v))
+        read = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if source_mask is None else rearrange(source_mask, "b k -> b 1 1 k"),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        read = rearrange(read, "b h n d -> b n (h d)")
+        out: Tensor = self.out_proj(read)
+        return out
+
+
+class _Direction(nn.Module):
+    """One modality's half of `AttentionInteractor`."""
+
+    def __init__(self, config: BridgerConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.self_attn = MultiheadAttention(dim, config.num_heads, config.dropout)
+        self.norm_self = nn.LayerNorm(dim)
+        self.cross_attn = MultiheadAttention(dim, config.num_heads, config.dropout)
+        self.norm_cross = nn.LayerNorm(dim)
+        self.ffn_up = nn.Linear(dim, config.ffn_width)
+        self.ffn_down = nn.Linear(config.ffn_width, dim)
+        self.norm_ffn = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def attend_to_self(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return x' (B, n, D) from x (B, n, D)."""
+        attended: Tensor = self.norm_self(x + self.dropout(self.self_attn(x, x, mask)))
+        return attended
+
+    def attend_to_other(self, x: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return ITA's result (B, n, D) from x' (B, n, D) and the other modality (B, m, D)."""
+        x = self.norm_cross(x + self.dropout(self.cross_attn(x, other, mask)))
+        inner = self.dropout(F.relu(self.ffn_up(x)))
+        out: Tensor = self.norm_ffn(x + self.dropout(self.ffn_down(inner)))
+        return out
