@@ -173,6 +173,34 @@ def _sides(clip: Any) -> tuple[nn.Module, nn.Module]:
     return clip.visual, getattr(clip, "text", clip)
 
 
+class Watch:
+    """`with Watch(tower) as outputs`: records every block's output; may replace them.
+
+    `replace(index, output)` returns what goes on in its place, or None.
+    """
+
+    def __init__(self, tower: Any, replace: Callable[[int, Any], Any] | None = None) -> None:
+        self.outputs: list[Any] = []
+        self.handles = [
+            block.module.register_forward_hook(self._hook(index, replace))
+            for index, block in enumerate(tower.blocks)
+        ]
+
+    def _hook(self, index: int, replace: Callable[[int, Any], Any] | None) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            self.outputs.append(output)
+            return None if replace is None else replace(index, output)
+
+        return hook
+
+    def __enter__(self) -> list[Any]:
+        return self.outputs
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
 def images(batch: int = 2, height: int = 32, width: int | None = None, *, seed: int = 0) -> Tensor:
     """Random pictures (B, 3, H, W)."""
     generator = torch.Generator().manual_seed(100 + seed)
