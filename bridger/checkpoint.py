@@ -1,0 +1,208 @@
+"""What an adapter's folder holds, and how it comes back.
+
+`bridger_config.json` says what the adapter is and which towers it was made for;
+`bridger.safetensors` holds its numbers and, as metadata, the same config. One rename puts the
+weights in place, so that a crash leaves the old adapter or the new one: where the readable
+config does not belong to the weights, the weights' own copy counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from bridger.bridgers import BridgerConfig
+from bridger.encoder import BridgedEncoder, attach_bridgers
+from bridger.heads import get_head
+from bridger.processing import Processor
+
+if TYPE_CHECKING:
+    from bridger.model import BridgedModel
+
+CONFIG_FILE, WEIGHTS_FILE = "bridger_config.json", "bridger.safetensors"
+FORMAT_VERSION = 1
+
+
+def save(model: BridgedModel, folder: str | os.PathLike[str]) -> None:
+    """Write the adapter's folder; what stood there before is replaced by one rename.
+
+    Raises:
+        NotADirectoryError: `folder` is a file.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; an adapter is saved as a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = describe(model)
+    text = json.dumps(config, indent=2) + "\n"
+    if model.processor is not None:
+        model.processor.save(folder)
+    tensors = {
+        name: tensor.detach().to("cpu").contiguous()
+        for name, tensor in model.adapter_state_dict().items()
+    }
+    weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
+    readable = folder / f".{CONFIG_FILE}.{os.getpid()}"
+    try:
+        save_file(tensors, weights, metadata={"format": "pt", "bridger_config": text})
+        readable.write_text(text)
+        os.replace(weights, folder / WEIGHTS_FILE)
+        os.replace(readable, folder / CONFIG_FILE)
+    finally:
+        for left_over in (weights, readable):
+            left_over.unlink(missing_ok=True)
+
+
+def describe(model: BridgedModel) -> dict[str, Any]:
+    """Return the config that is saved: towers, encoder, heads."""
+    from bridger import __version__
+
+    encoder = model.encoder
+    return {
+        "format_version": FORMAT_VERSION,
+        "bridger_version": __version__,
+        "towers": {"vision": encoder.vision.describe(), "text": encoder.text.describe()},
+        "encoder": {
+            "stages": [list(pair) for pair in encoder.stages],
+            "bridgers": None if encoder.config is None else encoder.config.to_dict(),
+            "trainable": list(encoder.trainable),
+            "connect": encoder.connect,
+        },
+        "heads": {
+            name: {
+                "type": head.name,
+                "config": head.config.to_dict(),
+                "loss_weight": model.loss_weights[name],
+            }
+            for name, head in model.heads.items()
+        },
+        "processor": model.processor is not None,
+    }
+
+
+def load(
+    folder: str | os.PathLike[str], vision_model: nn.Module, text_model: nn.Module
+) -> BridgedModel:
+    """Attach a saved adapter to its towers; see `BridgedModel.from_pretrained`."""
+    from bridger.model import BridgedModel
+
+    folder = Path(folder)
+    config, tensors = read(folder)
+    parts = config["encoder"]
+    bridgers = parts["bridgers"] and BridgerConfig.from_dict(parts["bridgers"])
+    encoder = attach_bridgers(
+        vision_model,
+        text_model,
+        stages=[tuple(pair) for pair in parts["stages"]],
+        config=bridgers,
+        trainable=parts["trainable"],
+        connect=parts["connect"],
+    )
+    try:
+        _check_towers(config["towers"], encoder)
+        heads = {
+            name: get_head(saved["type"]).from_spec(encoder.spec, **saved["config"])
+            for name, saved in config["heads"].items()
+        }
+        weights = {name: saved["loss_weight"] for name, saved in config["heads"].items()}
+        processor = Processor.load(folder) if config["processor"] else None
+        model = BridgedModel(encoder, heads, processor, weights)
+        model.to(next(encoder.towers.parameters()).device)
+        load_adapter_tensors(model, tensors, str(folder))
+    except BaseException:
+        encoder.detach()
+        raise
+    return model.eval()
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the config and the tensors of an adapter's folder.
+
+    Raises:
+        FileNotFoundError: there is no adapter.
+        ValueError: a file is truncated, foreign, or of a later format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no adapter: expected {WEIGHTS_FILE} and {CONFIG_FILE} there, as "
+            f"written by model.save_pretrained"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("bridger_config")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+    if text is None:
+        raise ValueError(f"{path} was not written by bridger: it carries no bridger_config")
+    readable = folder / CONFIG_FILE
+    if readable.is_file() and readable.read_text() != text:
+        warnings.warn(
+            f"{readable} does not belong to {path.name}; using the config inside {path.name}",
+            UserWarning,
+            stacklevel=4,
+        )
+    config: dict[str, Any] = json.loads(text)
+    if config["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has format {config['format_version']}, this bridger reads up to "
+            f"{FORMAT_VERSION}; upgrade with pip install -U bridger-peft"
+        )
+    return config, tensors
+
+
+def _check_towers(saved: Mapping[str, Any], encoder: BridgedEncoder) -> None:
+    """Compare the towers at hand with those that the adapter was made for."""
+    here = {"vision": encoder.vision.describe(), "text": encoder.text.describe()}
+    problems = []
+    for side, expected in saved.items():
+        # JSON turns tuples into lists; compare what JSON would hold.
+        found = json.loads(json.dumps(here[side]))
+        for key, value in expected.items():
+            if found.get(key) == value:
+                continue
+            difference = f"{side} tower: {key} is {found.get(key)!r}, expected {value!r}"
+            if key == "name":
+                # The same weights go by many names (a hub's, a folder's), so only say it.
+                warnings.warn(f"{difference}; load the towers it was made for", stacklevel=4)
+            else:
+                problems.append(difference)
+    if problems:
+        raise ValueError(
+            "the adapter was made for other towers:\n  "
+            + "\n  ".join(problems)
+            + "\nload the towers named in its bridger_config.json"
+        )
+
+
+def load_adapter_tensors(model: BridgedModel, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy saved tensors into the model, all or none.
+
+    Raises:
+        ValueError: names are missing or unexpected, or shapes differ; all are listed.
+    """
+    own = model.adapter_state_dict()
+    problems = [f"missing: {name}" for name in own if name not in tensors]
+    problems += [f"unexpected: {name}" for name in tensors if name not in own]
+    problems += [
+        f"{name}: expected shape {tuple(own[name].shape)}, found {tuple(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        raise ValueError(f"the tensors of {source} do not fit:\n  " + "\n  ".join(problems))
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

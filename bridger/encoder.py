@@ -1,0 +1,331 @@
+"""Two frozen towers and the Bridgers between them: `attach_bridgers` and `BridgedEncoder`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bridger.bridgers import BridgerConfig, BridgerStack
+from bridger.expressions import flatten_expressions
+from bridger.features import BridgedFeatures, EncoderSpec
+from bridger.freezing import Flags, flags_before, hold, release
+from bridger.lockstep import StageHooks, run_lockstep
+from bridger.stages import Stages, resolve_stages
+from bridger.tap import Tap, taking
+from bridger.tower_tensors import TowerTensors
+from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
+
+if TYPE_CHECKING:
+    from bridger.heads import Head
+    from bridger.model import BridgedModel
+
+
+def attach_bridgers(
+    vision_model: nn.Module,
+    text_model: nn.Module,
+    stages: Stages = 3,
+    config: BridgerConfig | str | None = "paper",
+    *,
+    trainable: Sequence[str] = (),
+    connect: bool = False,
+) -> BridgedEncoder:
+    """Freeze two towers and bridge them at several depths.
+
+    The towers called on their own go on giving what they gave before; hooks act only inside
+    the returned encoder's forward, and `encoder.detach()` removes every trace.
+
+    Args:
+        vision_model: an image encoder, or a whole dual encoder that holds one.
+        text_model: a text encoder, or a whole dual encoder that holds one.
+        stages: a number k (blocks ceil(i n / k) of each tower's n), or (vision, text) pairs of
+            0-based block indices (negative ones allowed) or of block names.
+        config: the Bridgers' config, the name of a preset, or None for no Bridgers at all: the
+            stages are then only read, which is the baseline of every comparison.
+        trainable: tower tensors that the adapter trains, as glob patterns on "vision.<name>"
+            and "text.<name>"; "positions" stands for all position embeddings. The adapter
+            owns copies, the towers keep theirs.
+        connect: the residual branch of ETRIS' ResNets in the last map (METHOD of the released
+            code); its frozen random weights are saved with the adapter.
+
+    Returns:
+        The encoder, `encoder(pixel_values, input_ids) -> BridgedFeatures`.
+
+    Raises:
+        TypeError: no family of towers knows one of the models, or it is on the wrong side.
+        ValueError: a tower on the meta device, stages out of range or out of order, a config
+            that does not fit.
+    """
+    if isinstance(config, str):
+        config = BridgerConfig.preset(config)
+    vision, text = find_vision_tower(vision_model), find_text_tower(text_model)
+    return BridgedEncoder(vision, text, stages, config, trainable=trainable, connect=connect)
+
+
+class BridgedEncoder(nn.Module):
+    """A vision and a text tower that exchange information at every stage.
+
+    Made by `attach_bridgers`. The towers' own forwards run in lockstep; at stage i the Bridger
+    adds a residual to both hidden states (METHOD: F_v <- F_v + ZL_out(v_i),
+    F_t <- F_t + Linear(t_i)).
+    """
+
+    def __init__(
+        self,
+        vision: VisionTower,
+        text: TextTower,
+        stages: Stages,
+        config: BridgerConfig | None,
+        *,
+        trainable: Sequence[str] = (),
+        connect: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vision, self.text, self.config, self.connect = vision, text, config, connect
+        self.stages = resolve_stages(
+            stages, [block.name for block in vision.blocks], [block.name for block in text.blocks]
+        )
+        self.trainable = tuple(trainable)
+        self._enabled = True
+        self.dense = vision.dense_projection(connect=connect)
+        self.bridgers = None if config is None else self._make_bridgers(config)
+        self.tower_tensors = TowerTensors(vision, text, self.trainable)
+        # The towers come last, and a part of the other tower is registered with it, once.
+        inner = vision.module in set(text.module.modules())
+        towers = {"text": text.module} if inner else {"vision": vision.module, "text": text.module}
+        self.towers = nn.ModuleDict(towers)
+        self._attach(before=None)
+
+    def _make_bridgers(self, config: BridgerConfig) -> BridgerStack:
+        vision = [self.vision.blocks[v] for v, _ in self.stages]
+        bridgers = BridgerStack(
+            config,
+            vision_widths=[block.width for block in vision],
+            vision_strides=[_stride(block.stride) for block in vision],
+            text_widths=[self.text.blocks[t].width for _, t in self.stages],
+        )
+        return bridgers.to(next(self.vision.module.parameters()).device)
+
+    def _attach(self, before: list[Flags] | None) -> None:
+        vision_blocks = [self.vision.blocks[v] for v, _ in self.stages]
+        text_blocks = [self.text.blocks[t] for _, t in self.stages]
+        self._hooks = tuple(
+            StageHooks([b.module for b in blocks], [b.name for b in blocks], tower)
+            for blocks, tower in ((vision_blocks, "vision"), (text_blocks, "text"))
+        )
+        # After the stages' hooks, so that the taps see the bridged states.
+        self._taps = (Tap(self.vision.blocks[-1].module), Tap(self.text.blocks[-1].module))
+        hold(self.towers.modules(), before)
+        self._attached = True
+
+    def detach(self) -> None:
+        """Remove hooks from the towers and give them their flags and modes back.
+
+        A second call does nothing. The encoder cannot run afterwards.
+        """
+        if not self._attached:
+            return
+        self._attached = False
+        for hooks in self._hooks:
+            hooks.remove()
+        for tap in self._taps:
+            tap.remove()
+        release(self.towers.modules())
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Widths and strides of the features, known before any forward."""
+        stages = [self.vision.blocks[v] for v, _ in self.stages[:-1]]
+        last = self.vision.blocks[-1]
+        joint = self.vision.joint_width
+        return EncoderSpec(
+            map_widths=(*(block.width for block in stages), joint or last.width),
+            map_strides=(*(_stride(block.stride) for block in stages), _stride(last.stride)),
+            token_width=self.text.token_width,
+            sentence_width=self.text.sentence_width,
+            joint=joint is not None and joint == self.text.sentence_width,
+        )
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        expression_mask: Tensor | None = None,
+    ) -> BridgedFeatures:
+        """Run both towers in lockstep.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            input_ids: (B, L), or (B, N, L) for N expressions per image.
+            attention_mask: like input_ids, true at real tokens; by default the text tower's
+                own rule.
+            expression_mask: (B, N), false at the padding of a ragged N; rows there hold the
+                features of the image's first real expression.
+
+        Returns:
+            The features, B*N rows ordered image by image.
+
+        Raises:
+            RuntimeError: the encoder is detached.
+            TypeError, ValueError: inputs of the wrong type or shape, a text without a token.
+        """
+        if not self._attached:
+            raise RuntimeError("this encoder is detached; call attach_bridgers again")
+        self.vision.check_input(pixel_values)
+        ids, mask, expressions = flatten_expressions(input_ids, attention_mask, expression_mask)
+        if len(ids) != len(pixel_values) * expressions:
+            raise ValueError(
+                f"{len(pixel_values)} images came with texts for {len(ids) // expressions}: "
+                f"input_ids must be (B, L) or (B, N, L) with the same B as pixel_values"
+            )
+        ids, token_mask = self.text.prepare(ids, mask)
+        return self._run(pixel_values, ids, token_mask, expressions)
+
+    def _run(
+        self, pixel_values: Tensor, ids: Tensor, token_mask: Tensor, expressions: int
+    ) -> BridgedFeatures:
+        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        tensors = self.tower_tensors.by_tower() if self._enabled else {"vision": {}, "text": {}}
+        bridge = _Bridging(self, token_mask, image_size, expressions)
+        vision_tap, text_tap = self._taps
+        with taking(vision_tap, text_tap) as taken:
+            vision_result, text_result = run_lockstep(
+                (self._hooks[0], lambda: self.vision.call(pixel_values, tensors["vision"])),
+                (self._hooks[1], lambda: self.text.call(ids, token_mask, tensors["text"])),
+                bridge,
+            )
+        last = (len(self.vision.blocks) - 1, len(self.text.blocks) - 1)
+        state = self.vision.read_map(last[0], taken.state(vision_tap), image_size)
+        last_map = state if self.dense is None else self.dense(state, tensors["vision"])
+        text_state = self.text.read_tokens(last[1], taken.state(text_tap))
+        tokens = self.text.tokens(text_state, text_result, tensors["text"])
+        return BridgedFeatures(
+            maps=(*bridge.maps[:-1], bridge.grown(last_map)),
+            tokens=tokens,
+            token_mask=token_mask,
+            sentence=self.text.sentence(tokens, ids, text_result),
+            pooled=bridge.grown(self.vision.pooled(vision_result)),
+            image_size=image_size,
+            num_expressions=expressions,
+        )
+
+    @contextmanager
+    def disable(self) -> Iterator[None]:
+        """Run without Bridgers and with the towers' own tensors, as if never attached."""
+        was, self._enabled = self._enabled, False
+        try:
+            yield
+        finally:
+            self._enabled = was
+
+    @property
+    def enabled(self) -> bool:
+        """Whether Bridgers act in a forward: there are some and they are not disabled."""
+        return self._enabled and self.bridgers is not None
+
+    def train(self, mode: bool = True) -> BridgedEncoder:
+        """Set the mode of Bridgers; towers stay in eval mode while they are attached."""
+        super().train(mode)
+        if self._attached:
+            self.towers.eval()
+        return self
+
+    def half(self, *, adapters: bool = False) -> BridgedEncoder:
+        """Move the towers to float16; Bridgers stay float32 unless `adapters` says so."""
+        return self._cast(torch.float16, adapters)
+
+    def bfloat16(self, *, adapters: bool = False) -> BridgedEncoder:
+        """Move the towers to bfloat16; Bridgers stay float32 unless `adapters` says so."""
+        return self._cast(torch.bfloat16, adapters)
+
+    def _cast(self, dtype: torch.dtype, adapters: bool) -> BridgedEncoder:
+        (self if adapters else self.towers).to(dtype)
+        return self
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """Return what the adapter owns and saves: everything but the towers."""
+        owned = self.state_dict().items()
+        return {name: tensor for name, tensor in owned if not name.startswith("towers.")}
+
+    def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
+        """Put one head on the features; its input widths are read from `spec`."""
+        # The one import against the layers' order: users chain attach_bridgers(...).with_head.
+        from bridger.model import BridgedModel
+
+        return BridgedModel.build(self, {"head": (head, config)})
+
+    def with_heads(
+        self, **heads: type[Head] | tuple[type[Head], Mapping[str, Any]]
+    ) -> BridgedModel:
+        """Put several named heads on the features, each a class or a (class, config) pair."""
+        from bridger.model import BridgedModel
+
+        pairs = {k: v if isinstance(v, tuple) else (v, {}) for k, v in heads.items()}
+        return BridgedModel.build(self, pairs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks belong to this object and its towers; a copy registers its own.
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps")}
+        if self._attached:
+            state["_before"] = flags_before(self.towers.modules())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        before = state.pop("_before", None)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._attached:
+            self._attach(before)
+
+
+class _Bridging:
+    """What happens while both towers are paused, in one forward."""
+
+    def __init__(
+        self,
+        encoder: BridgedEncoder,
+        token_mask: Tensor,
+        image_size: tuple[int, int],
+        expressions: int,
+    ) -> None:
+        self.encoder, self.token_mask = encoder, token_mask
+        self.image_size, self.expressions = image_size, expressions
+        self.bridgers = encoder.bridgers if encoder.enabled else None
+        self.carry: Any = None
+        self.maps: list[Tensor] = []
+
+    def __call__(self, stage: int, vision_output: Any, text_output: Any) -> tuple[Any, Any]:
+        vision, text = self.encoder.vision, self.encoder.text
+        vision_block, text_block = self.encoder.stages[stage]
+        state = vision.read_map(vision_block, vision_output, self.image_size)
+        if self.bridgers is None:
+            self.maps.append(self.grown(state))
+            return vision_output, text_output
+        if stage == 0:
+            # Up to here the images ran alone; from here on each expression has its own state.
+            state = state.repeat_interleave(self.expressions, dim=0)
+        tokens = text.read_tokens(text_block, text_output)
+        to_state, to_tokens, self.carry = self.bridgers(
+            stage, state, tokens, self.token_mask, self.carry, self.image_size
+        )
+        state, tokens = state + to_state, tokens + to_tokens
+        self.maps.append(state)
+        return (
+            vision.write_map(vision_block, vision_output, state),
+            text.write_tokens(text_block, text_output, tokens),
+        )
+
+    def grown(self, rows: Any) -> Any:
+        """Repeat per-image rows where no Bridger made them one per expression."""
+        if rows is None or self.bridgers is not None:
+            return rows
+        return rows.repeat_interleave(self.expressions, dim=0)
+
+
+def _stride(stride: int | None) -> int:
+    if stride is None:
+        raise TypeError("a vision tower's blocks must declare their stride in pixels")
+    return stride

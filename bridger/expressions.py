@@ -1,0 +1,60 @@
+"""Several expressions per image: from (B, N, L) to rows and a ragged N without gaps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flatten_expressions(
+    input_ids: Tensor, attention_mask: Tensor | None, expression_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None, int]:
+    """Turn (B, L) or (B, N, L) texts into rows, ordered image by image.
+
+    Args:
+        input_ids: (B, L), or (B, N, L).
+        attention_mask: like input_ids, or None.
+        expression_mask: (B, N), false at the padding of a ragged N: such rows become copies of
+            the image's first real expression, which every tower can run on.
+
+    Returns:
+        ids (B*N, L), mask (B*N, L) or None, and N.
+
+    Raises:
+        ValueError: shapes that do not fit, or an image without a real expression.
+    """
+    if not isinstance(input_ids, Tensor) or input_ids.ndim not in (2, 3):
+        found = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids)
+        raise ValueError(f"input_ids must be (B, L) or (B, N, L), got {found}")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
+            f"got {tuple(attention_mask.shape)}"
+        )
+    if input_ids.ndim == 2:
+        if expression_mask is not None:
+            raise ValueError("expression_mask goes with input_ids of shape (B, N, L)")
+        return input_ids, attention_mask, 1
+    if expression_mask is not None:
+        input_ids, attention_mask = _fill_padding(input_ids, attention_mask, expression_mask)
+    mask = None if attention_mask is None else attention_mask.flatten(0, 1)
+    return input_ids.flatten(0, 1), mask, input_ids.shape[1]
+
+
+def _fill_padding(
+    input_ids: Tensor, attention_mask: Tensor | None, expression_mask: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Put each image's first real expression where a ragged N is padded."""
+    real = expression_mask.to(device=input_ids.device, dtype=torch.bool)
+    if real.shape != input_ids.shape[:2]:
+        raise ValueError(
+            f"expression_mask must be (B, N) = {tuple(input_ids.shape[:2])}, "
+            f"got {tuple(real.shape)}"
+        )
+    if not bool(real.any(dim=1).all()):
+        raise ValueError("an image has no real expression: each row of expression_mask needs one")
+    slots = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    source = torch.where(real, slots, real.int().argmax(dim=1, keepdim=True))
+    index = source.unsqueeze(-1).expand_as(input_ids)
+    mask = None if attention_mask is None else attention_mask.gather(1, index)
+    return input_ids.gather(1, index), mask

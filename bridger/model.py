@@ -1,0 +1,280 @@
+"""A bridged encoder with heads on it: train it, save its adapter, predict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bridger import checkpoint
+from bridger.encoder import BridgedEncoder
+from bridger.features import BridgedFeatures
+from bridger.heads import Head
+from bridger.output import BridgedOutput
+from bridger.processing import Prediction, Processor
+
+if TYPE_CHECKING:
+    from bridger.processing import ImageLike
+
+
+class BridgedModel(nn.Module):
+    """Two frozen towers, the Bridgers between them, and one or more task heads.
+
+    Args:
+        encoder: made by `attach_bridgers`.
+        heads: the heads by name, in order.
+        processor: turns pictures and words into tensors; `predict` needs one.
+        loss_weights: weight of each head's loss in the sum, 1 by default.
+    """
+
+    def __init__(
+        self,
+        encoder: BridgedEncoder,
+        heads: Mapping[str, Head],
+        processor: Processor | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not heads:
+            raise ValueError("a BridgedModel needs at least one head")
+        self.encoder = encoder
+        self.heads: Mapping[str, Head] = nn.ModuleDict(dict(heads))  # type: ignore[assignment]
+        self.processor = processor
+        self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in heads}
+
+    @classmethod
+    def build(
+        cls,
+        encoder: BridgedEncoder,
+        heads: Mapping[str, tuple[type[Head], Mapping[str, Any]]],
+    ) -> BridgedModel:
+        """Build heads, (class, config) by name, from the encoder's `spec`."""
+        device = next(encoder.parameters()).device
+        built = {
+            name: head.from_spec(encoder.spec, **config).to(device)
+            for name, (head, config) in heads.items()
+        }
+        processor = Processor.infer(encoder.vision.module, encoder.text.module)
+        return cls(encoder, built, processor)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        expression_mask: Tensor | None = None,
+        labels: Tensor | Mapping[str, Tensor] | None = None,
+    ) -> BridgedOutput:
+        """Run the encoder once and every head on its features.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            input_ids: (B, L) or (B, N, L).
+            attention_mask: like input_ids, optional.
+            expression_mask: (B, N), false at the padding of a ragged N.
+            labels: the only head's target, or targets by head name.
+
+        Returns:
+            Logits and, with labels, the loss.
+
+        Raises:
+            ValueError: labels for heads that are not there, or inputs that do not fit.
+        """
+        targets = self._targets(labels)
+        features = self.encoder(pixel_values, input_ids, attention_mask, expression_mask)
+        outputs = {
+            name: head(features, targets.get(name), expression_mask)
+            for name, head in self.heads.items()
+        }
+        result = BridgedOutput()
+        losses = [
+            self.loss_weights[name] * out.loss
+            for name, out in outputs.items()
+            if out.loss is not None
+        ]
+        if losses:
+            result["loss"] = torch.stack(losses).sum()
+        result["logits"] = next(iter(outputs.values())).logits
+        result["heads"] = outputs
+        return result
+
+    def _targets(self, labels: Tensor | Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        if labels is None:
+            return {}
+        names = list(self.heads)
+        if not isinstance(labels, Mapping):
+            if len(names) > 1:
+                raise ValueError(f"with several heads, labels must be a dict by head name: {names}")
+            return {names[0]: labels}
+        if unknown := set(labels) - set(names):
+            raise ValueError(f"labels for unknown heads {sorted(unknown)}; the heads are {names}")
+        return labels
+
+    def encode(self, *args: Any, **kwargs: Any) -> BridgedFeatures:
+        """Return the bridged features; arguments as in `BridgedEncoder.forward`."""
+        features: BridgedFeatures = self.encoder(*args, **kwargs)
+        return features
+
+    @contextmanager
+    def disable(self) -> Iterator[None]:
+        """Run without Bridgers; see `BridgedEncoder.disable`."""
+        with self.encoder.disable():
+            yield
+
+    def detach(self) -> None:
+        """Remove every trace of the adapter from the towers."""
+        self.encoder.detach()
+
+    # Training loops of one's own.
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that an optimiser should get."""
+        return [p for group in self.parameter_groups() for p in group["params"]]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return optimiser groups by part: "bridgers", "tower_tensors", then each head's name.
+
+        Set a group's "lr" before handing it to the optimiser to give parts rates of their own.
+        """
+        encoder = self.encoder
+        parts: dict[str, nn.Module | None] = {
+            "bridgers": encoder.bridgers,
+            "tower_tensors": encoder.tower_tensors,
+            **self.heads,
+        }
+        groups = []
+        for name, part in parts.items():
+            parameters = [p for p in part.parameters() if p.requires_grad] if part else []
+            if parameters:
+                groups.append({"name": name, "params": parameters})
+        return groups
+
+    def print_trainable_parameters(self) -> None:
+        """Print how much is trained, part by part, against the frozen towers."""
+        frozen = sum(p.numel() for p in self.encoder.towers.parameters())
+        groups = self.parameter_groups()
+        counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
+        trained = sum(counts.values())
+        parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        print(
+            f"trainable parameters: {trained:,} ({parts}) || "
+            f"frozen towers: {frozen:,} || trainable: {100 * trained / (trained + frozen):.2f} %"
+        )
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """Return what is saved: Bridgers, heads and the tower tensors that the adapter owns."""
+        heads = self._modules["heads"].state_dict(prefix="heads.")  # type: ignore[union-attr]
+        return {**self.encoder.adapter_state_dict(), **heads}
+
+    def train(self, mode: bool = True) -> BridgedModel:
+        """Set the mode of Bridgers and heads; the towers stay in eval mode."""
+        super().train(mode)
+        return self
+
+    def half(self, *, adapters: bool = False) -> BridgedModel:
+        """Move the towers to float16; Bridgers and heads stay float32 unless `adapters`."""
+        return self._cast(torch.float16, adapters)
+
+    def bfloat16(self, *, adapters: bool = False) -> BridgedModel:
+        """Move the towers to bfloat16; Bridgers and heads stay float32 unless `adapters`."""
+        return self._cast(torch.bfloat16, adapters)
+
+    def _cast(self, dtype: torch.dtype, adapters: bool) -> BridgedModel:
+        (self if adapters else self.encoder.towers).to(dtype)
+        return self
+
+    # Saving and loading.
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adapter (never the towers) to a folder; see `bridger.checkpoint`."""
+        checkpoint.save(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], vision_model: nn.Module, text_model: nn.Module
+    ) -> BridgedModel:
+        """Attach a saved adapter to the towers that it was made for.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            FileNotFoundError: the folder holds no adapter.
+            ValueError: the adapter is for other towers, or its files do not fit together; every
+                mismatch is named, and the towers are left as they were.
+        """
+        return checkpoint.load(folder, vision_model, text_model)
+
+    # Prediction.
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        text: str | Sequence[str] | Sequence[Sequence[str]],
+        threshold: float = 0.35,
+        head: str | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Segment what the words mean, at the picture's own size.
+
+        Args:
+            image: a picture (PIL image, array, tensor or path), or a list of pictures.
+            text: for one picture, a sentence or a list of N sentences; for a list of pictures,
+                one entry of that kind for each.
+            threshold: probability above which a pixel belongs to the mask.
+            head: which head answers, where there are several.
+
+        Returns:
+            A Prediction with N masks, or a list of them for a list of pictures.
+
+        Raises:
+            RuntimeError: the model has no processor.
+            ValueError: an empty sentence, a broken picture, or as many texts as pictures missing.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}")
+        if isinstance(image, (list, tuple)):
+            if isinstance(text, str) or len(text) != len(image):
+                count = 1 if isinstance(text, str) else len(text)
+                raise ValueError(f"{len(image)} pictures need as many texts, got {count}")
+            return [
+                self._predict_one(i, t, threshold, head) for i, t in zip(image, text, strict=True)
+            ]
+        return self._predict_one(image, text, threshold, head)
+
+    def _predict_one(self, image: Any, text: Any, threshold: float, head: str | None) -> Prediction:
+        if self.processor is None:
+            raise RuntimeError(
+                "predict needs a processor and none could be inferred from the towers; set "
+                "model.processor = bridger.Processor(image_size, mean, std, tokenizer, max_length)"
+            )
+        name = self._head_name(head)
+        pixels, placement = self.processor.image(image)
+        words = self.processor.text([text] if isinstance(text, str) else list(text))
+        device = next(self.parameters()).device
+        was_training = self.training
+        self.eval()
+        try:
+            features = self.encode(
+                pixels.unsqueeze(0).to(device),
+                words["input_ids"].unsqueeze(0).to(device),
+                words["attention_mask"].unsqueeze(0).to(device),
+            )
+            chosen = self.heads[name]
+            probabilities = chosen.probabilities(chosen(features).logits)[0]
+        finally:
+            self.train(was_training)
+        restored = self.processor.restore(probabilities.float().cpu(), placement)
+        return Prediction.from_probabilities(restored, threshold)
+
+    def _head_name(self, head: str | None) -> str:
+        names = list(self.heads)
+        if head is None and len(names) > 1:
+            raise ValueError(f"several heads could answer; pass head= one of {names}")
+        if head is not None and head not in names:
+            raise ValueError(f"there is no head {head!r}; the heads are {names}")
+        return head or names[0]

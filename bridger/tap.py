@@ -1,0 +1,61 @@
+"""Reading a tower's last state without pausing it: it need not be a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+# Lockstep runs towers in the caller's context, so that they see the caller's dict here. Towers
+# called on their own, and blocks recomputed in backward, see none.
+_taken: ContextVar[dict[int, Any] | None] = ContextVar("bridger_taken", default=None)
+
+
+class Tap:
+    """A forward hook that keeps its block's output during `taking`, and else does nothing."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._handle = block.register_forward_hook(self)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        taken = _taken.get()
+        if taken is not None and id(self) in taken:
+            taken[id(self)] = output
+
+    def remove(self) -> None:
+        """Remove the hook; a second call does nothing."""
+        self._handle.remove()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _dead
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_dead, ()
+
+
+def _dead(module: nn.Module, args: Any, output: Any) -> None:
+    """What is left of a tap on a copied tower."""
+
+
+def _make_dead() -> Callable[..., None]:
+    return _dead
+
+
+class taking:
+    """Context in which some taps keep what they see; `state(tap)` gives it back."""
+
+    def __init__(self, *taps: Tap) -> None:
+        self._states: dict[int, Any] = {id(tap): None for tap in taps}
+
+    def __enter__(self) -> taking:
+        self._token = _taken.set(self._states)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _taken.reset(self._token)
+
+    def state(self, tap: Tap) -> Any:
+        """Return the block's output as the hooks registered before the tap left it."""
+        return self._states[id(tap)]

@@ -1,0 +1,196 @@
+"""BridgedModel: outputs, losses, saving and loading, prediction, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_towers import PAIRS, ids, images
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bridger import BridgedModel, BridgerConfig, attach_bridgers
+from bridger.heads import ReferringSegmentationHead
+
+SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
+HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
+
+
+def make(pair: str = "open_clip_vit", **options: object) -> BridgedModel:
+    """A model with numbers of its own everywhere, so that nothing hides behind zeros."""
+    torch.manual_seed(0)
+    vision, text = PAIRS[pair]()
+    bridged = attach_bridgers(vision, text, 2, SMALL, **options)  # type: ignore[arg-type]
+    model = bridged.with_head(ReferringSegmentationHead, **HEAD)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def batch(pair: str = "open_clip_vit") -> tuple[Tensor, Tensor]:
+    return images(2, 64 if "resnet" in pair else 32), ids(2)
+
+
+@pytest.mark.parametrize("pair", sorted(PAIRS))
+def test_saved_and_loaded_into_fresh_towers_gives_the_same_bits(pair: str, tmp_path: Path) -> None:
+    model = make(pair, trainable=["positions"])
+    with torch.no_grad():
+        expected = model(*batch(pair)).logits
+    model.save_pretrained(tmp_path / "adapter")
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir())[:2] == [
+        "bridger.safetensors",
+        "bridger_config.json",
+    ]
+    again = BridgedModel.from_pretrained(tmp_path / "adapter", *PAIRS[pair]())
+    with torch.no_grad():
+        assert torch.equal(again(*batch(pair)).logits, expected)
+    saved = load_file(tmp_path / "adapter" / "bridger.safetensors")
+    assert not any(name.startswith(("towers.", "encoder.towers.")) for name in saved)
+
+
+def test_loss_is_the_weighted_sum_and_labels_go_by_name() -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    bridged = attach_bridgers(vision, text, 2, SMALL)
+    model = bridged.with_heads(
+        first=(ReferringSegmentationHead, HEAD), second=(ReferringSegmentationHead, HEAD)
+    ).eval()
+    model.loss_weights["second"] = 0.5
+    x, words = batch()
+    labels = (images(2, 32)[:, 0] > 0).float()
+    out = model(x, words, labels={"first": labels, "second": labels})
+    losses = [out.heads[name].loss for name in ("first", "second")]
+    assert losses[0] is not None and losses[1] is not None and out.loss is not None
+    torch.testing.assert_close(out.loss, losses[0] + 0.5 * losses[1])
+    torch.testing.assert_close(out["loss"], out.loss)
+    with pytest.raises(ValueError, match="dict by head name"):
+        model(x, words, labels=labels)
+    with pytest.raises(ValueError, match="unknown heads.*third"):
+        model(x, words, labels={"third": labels})
+    assert "loss" not in model(x, words)
+
+
+def test_trainable_parameters_are_what_the_loss_reaches() -> None:
+    model = make(trainable=["positions"]).train()
+    model(*batch(), labels=torch.ones(2, 32, 32)).loss.backward()
+    trainable = {id(p) for p in model.trainable_parameters()}
+    reached = {id(p) for p in model.parameters() if p.grad is not None}
+    assert reached == trainable
+    assert [g["name"] for g in model.parameter_groups()] == ["bridgers", "tower_tensors", "head"]
+
+
+def test_print_trainable_parameters_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    model = make()
+    model.print_trainable_parameters()
+    line = capsys.readouterr().out
+    count = sum(p.numel() for p in model.trainable_parameters())
+    assert f"{count:,}" in line and "frozen towers" in line and "%" in line
+
+
+def test_an_adapter_for_other_towers_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    make("open_clip_vit").save_pretrained(tmp_path)
+    vision, text = PAIRS["hf_clip_plain"]()
+    hooks = [len(m._forward_hooks) for m in [*vision.modules(), *text.modules()]]
+    with pytest.raises(ValueError, match="made for other towers") as error:
+        BridgedModel.from_pretrained(tmp_path, vision, text)
+    assert "library is 'transformers', expected 'open_clip'" in str(error.value)
+    assert [len(m._forward_hooks) for m in [*vision.modules(), *text.modules()]] == hooks
+    assert all(p.requires_grad for p in vision.parameters())
+
+
+def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
+    towers = PAIRS["open_clip_vit"]()
+    with pytest.raises(FileNotFoundError, match="holds no adapter"):
+        BridgedModel.from_pretrained(tmp_path / "nothing", *towers)
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "bridger.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        BridgedModel.from_pretrained(tmp_path, *towers)
+    save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match="not written by bridger"):
+        BridgedModel.from_pretrained(tmp_path, *towers)
+
+
+def rewrite(folder: Path, change: dict[str, object], drop: str | None = None) -> None:
+    """Change the config inside the weights file, or leave a tensor out."""
+    file = folder / "bridger.safetensors"
+    config = json.loads((folder / "bridger_config.json").read_text()) | change
+    text = json.dumps(config)
+    tensors = {k: v for k, v in load_file(file).items() if k != drop}
+    save_file(tensors, file, metadata={"bridger_config": text})
+    (folder / "bridger_config.json").write_text(text)
+
+
+def test_later_formats_unknown_options_and_missing_tensors_are_named(tmp_path: Path) -> None:
+    towers = PAIRS["open_clip_vit"]()
+    make().save_pretrained(tmp_path)
+    rewrite(tmp_path, {"format_version": 99})
+    with pytest.raises(ValueError, match="upgrade"):
+        BridgedModel.from_pretrained(tmp_path, *towers)
+    rewrite(tmp_path, {"format_version": 1}, drop="bridgers.nothing")
+    name = next(k for k in load_file(tmp_path / "bridger.safetensors") if k.startswith("heads."))
+    rewrite(tmp_path, {}, drop=name)
+    with pytest.raises(ValueError, match=f"missing: {name}"):
+        BridgedModel.from_pretrained(tmp_path, *towers)
+    config = json.loads((tmp_path / "bridger_config.json").read_text())
+    config["encoder"]["bridgers"]["hiden_dim"] = 3
+    rewrite(tmp_path, {"encoder": config["encoder"]})
+    with pytest.raises(ValueError, match="did you mean 'hidden_dim'"):
+        BridgedModel.from_pretrained(tmp_path, *towers)
+    assert all(not m._forward_hooks for m in towers[0].modules())
+
+
+def test_a_crash_between_the_two_files_keeps_the_weights_own_config(tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "bridger_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="does not belong"):
+        again = BridgedModel.from_pretrained(tmp_path, *PAIRS["open_clip_vit"]())
+    assert again.encoder.config == model.encoder.config
+
+
+def test_saving_over_an_adapter_leaves_no_temporary_files(tmp_path: Path) -> None:
+    for _ in range(2):
+        make().save_pretrained(tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        make().save_pretrained(tmp_path / "bridger_config.json")
+
+
+def test_predict_without_a_processor_says_what_to_pass() -> None:
+    model = make()
+    model.processor = None
+    with pytest.raises(RuntimeError, match=r"model.processor = bridger.Processor\("):
+        model.predict(np.zeros((8, 8, 3), np.uint8), "a dog")
+    with pytest.raises(ValueError, match="threshold"):
+        model.predict(np.zeros((8, 8, 3), np.uint8), "a dog", threshold=2)
+    with pytest.raises(ValueError, match="2 pictures need as many texts, got 1"):
+        model.predict([np.zeros((8, 8, 3), np.uint8)] * 2, "a dog")
+
+
+def test_checkpointed_blocks_and_autocast_give_equal_gradients() -> None:
+    x, words = batch()
+    labels = torch.ones(2, 32, 32)
+    grads = []
+    for checkpointing in (False, True):
+        model = make()
+        for tower in (model.encoder.vision.module, model.encoder.text.module):
+            tower.set_grad_checkpointing(checkpointing)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(x, words, labels=labels).loss
+        loss.backward()
+        grads.append([p.grad for p in model.trainable_parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_detach_gives_the_towers_back() -> None:
+    model = make()
+    vision: nn.Module = model.encoder.vision.module
+    model.detach()
+    assert all(not m._forward_hooks for m in vision.modules())
