@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bridger.towers.base import state_of
+
 VOCAB = 64
 """Ids of every tiny text tower. The highest id ends a text, the one below starts it."""
 
@@ -44,9 +46,7 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
 def _open_clip(vision: dict[str, Any], text: dict[str, Any], custom: bool, seed: int) -> nn.Module:
     from open_clip.model import CLIP, CustomTextCLIP
 
-    text_cfg = dict(
-        context_length=CONTEXT, vocab_size=VOCAB, width=32, heads=2, layers=4, eos_id=EOS
-    )
+    text_cfg = dict(context_length=CONTEXT, vocab_size=VOCAB, width=32, heads=2, layers=4)
     build = CustomTextCLIP if custom else CLIP
     return fill(build(JOINT, vision, {**text_cfg, **text}, quick_gelu=True), seed)
 
@@ -174,13 +174,13 @@ def _sides(clip: Any) -> tuple[nn.Module, nn.Module]:
 
 
 class Watch:
-    """`with Watch(tower) as outputs`: records every block's output; may replace them.
+    """`with Watch(tower) as states`: records every block's state; may replace its output.
 
-    `replace(index, output)` returns what goes on in its place, or None.
+    `replace(index, output)` gets what the block returned, and returns what goes on, or None.
     """
 
     def __init__(self, tower: Any, replace: Callable[[int, Any], Any] | None = None) -> None:
-        self.outputs: list[Any] = []
+        self.states: list[Tensor] = []
         self.handles = [
             block.module.register_forward_hook(self._hook(index, replace))
             for index, block in enumerate(tower.blocks)
@@ -188,13 +188,13 @@ class Watch:
 
     def _hook(self, index: int, replace: Callable[[int, Any], Any] | None) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            self.outputs.append(output)
+            self.states.append(state_of(output))
             return None if replace is None else replace(index, output)
 
         return hook
 
-    def __enter__(self) -> list[Any]:
-        return self.outputs
+    def __enter__(self) -> list[Tensor]:
+        return self.states
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:

@@ -57,11 +57,11 @@ def test_vision_blocks_are_named_in_order_below_what_was_given(kind: str) -> Non
     assert [given.get_submodule(block.name) for block in tower.blocks] == [
         block.module for block in tower.blocks
     ]
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         tower.call(pixels, {})
-    assert len(outputs) == len(tower.blocks) == 4
-    for index, (block, output) in enumerate(zip(tower.blocks, outputs, strict=True)):
-        shape = tower.read_map(index, output, (pixels.shape[2], pixels.shape[3])).shape
+    assert len(states) == len(tower.blocks) == 4
+    for index, (block, state) in enumerate(zip(tower.blocks, states, strict=True)):
+        shape = tower.read_map(index, state, (pixels.shape[2], pixels.shape[3])).shape
         assert shape[1] == block.width and block.stride == pixels.shape[2] // shape[2]
 
 
@@ -69,12 +69,12 @@ def test_vision_blocks_are_named_in_order_below_what_was_given(kind: str) -> Non
 def test_text_blocks_are_named_in_order_below_what_was_given(kind: str) -> None:
     given = TEXT_MODULES[kind]()
     tower = find_text_tower(given)
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         tower.call(*tower.prepare(ids()), {})
-    assert len(outputs) == len(tower.blocks) == 4
-    for index, (block, output) in enumerate(zip(tower.blocks, outputs, strict=True)):
+    assert len(states) == len(tower.blocks) == 4
+    for index, (block, state) in enumerate(zip(tower.blocks, states, strict=True)):
         assert given.get_submodule(block.name) is block.module and block.stride is None
-        assert tower.read_tokens(index, output).shape == (2, CONTEXT, block.width)
+        assert tower.read_tokens(index, state).shape == (2, CONTEXT, block.width)
 
 
 @pytest.mark.parametrize("side", ["vision", "text"])
@@ -213,12 +213,12 @@ def test_towers_in_bfloat16_take_float32_pictures(kind: str) -> None:
     given = VISION_MODULES[kind]().bfloat16()
     tower = find_vision_tower(given)
     for pixels in (images(1, *tower.image_size or (0, 0)), images(1, 96, 64)):
-        with Watch(tower) as outputs:
+        with Watch(tower) as states:
             pooled = tower.pooled(tower.call(pixels, {}))
         assert pooled is not None and pooled.dtype == torch.bfloat16
         size = (pixels.shape[2], pixels.shape[3])
-        last = tower.read_map(3, outputs[-1], size)
-        assert tower.write_map(3, outputs[-1], last.float()).dtype == torch.bfloat16
+        last = tower.read_map(3, states[-1], size)
+        assert tower.write_map(3, states[-1], last.float()).dtype == torch.bfloat16
         dense = tower.dense_projection()
         assert dense is not None and dense(last, {}).dtype == torch.bfloat16
 
@@ -231,11 +231,11 @@ def test_open_clips_mixed_precision_runs() -> None:
         convert_weights_to_lp(clip, torch.bfloat16)
         vision, text = find_vision_tower(clip), find_text_tower(clip)
         size = vision.image_size or (0, 0)
-        with Watch(vision) as outputs:
+        with Watch(vision) as states:
             vision.call(images(1, *size), {})
         dense = vision.dense_projection(connect=build is open_clip_resnet)
         assert dense is not None
-        last = dense(vision.read_map(3, outputs[-1], size), {})
+        last = dense(vision.read_map(3, states[-1], size), {})
         assert last.isfinite().all() and last.dtype == torch.bfloat16
         prepared = text.prepare(ids(length=7))
         assert text.call(*prepared, {}).isfinite().all()

@@ -33,7 +33,8 @@ def _own_text_feature(given: Any, input_ids: Tensor) -> Tensor:
     if hasattr(given, "encode_text"):
         return given.encode_text(input_ids)
     if hasattr(given, "get_text_features"):
-        return given.get_text_features(input_ids).pooler_output
+        features = given.get_text_features(input_ids)
+        return features if isinstance(features, Tensor) else features.pooler_output
     result = given(input_ids)
     if isinstance(result, Tensor):
         return result
@@ -46,9 +47,9 @@ def test_sentences_and_tokens_are_the_towers_own(kind: str) -> None:
     given = TEXT_MODULES[kind]()
     tower = find_text_tower(given)
     prepared, mask = tower.prepare(ids())
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         result = tower.call(prepared, mask, {})
-    last = tower.read_tokens(3, outputs[-1])
+    last = tower.read_tokens(3, states[-1])
     tokens = tower.tokens(last, result, {})
     sentence = tower.sentence(tokens, prepared, result)
     assert torch.equal(sentence, _own_text_feature(given, ids()))
@@ -73,12 +74,12 @@ def test_any_length_says_the_same_as_the_full_table(kind: str, length: int) -> N
     features = []
     for texts in (ids(length=CONTEXT), ids(length=length)):
         prepared, mask = tower.prepare(texts)
-        with Watch(tower) as outputs:
+        with Watch(tower) as states:
             result = tower.call(prepared, mask, {})
-        tokens = tower.tokens(outputs[-1], result, {})
+        tokens = tower.tokens(states[-1], result, {})
         features.append((tokens[mask], tower.sentence(tokens, prepared, result)))
-    assert torch.allclose(features[0][0], features[1][0], atol=1e-5)
-    assert torch.allclose(features[0][1], features[1][1], atol=1e-5)
+    assert torch.allclose(features[0][0], features[1][0], atol=2e-6)
+    assert torch.allclose(features[0][1], features[1][1], atol=2e-6)
 
 
 @TEXT
@@ -195,10 +196,10 @@ def test_trained_final_norms_reach_tokens_and_sentence() -> None:
         tower = find_text_tower(build())
         shift = {name: tensor_at(tower.module, name) + 1}
         prepared, mask = tower.prepare(ids())
-        with Watch(tower) as outputs:
+        with Watch(tower) as states:
             result = tower.call(prepared, mask, shift)
-        tokens = tower.tokens(outputs[-1], result, shift)
-        assert torch.allclose(tokens, tower.tokens(outputs[-1], result, {}) + 1, atol=1e-6)
+        tokens = tower.tokens(states[-1], result, shift)
+        assert torch.allclose(tokens, tower.tokens(states[-1], result, {}) + 1, atol=1e-6)
 
 
 def test_transformers_old_configs_end_at_the_highest_id() -> None:
@@ -212,7 +213,11 @@ def test_transformers_old_configs_end_at_the_highest_id() -> None:
 
 
 def test_open_clips_eos_pooling_needs_the_eos() -> None:
-    tower = find_text_tower(open_clip_vit(text=dict(pool_type="eos", eos_id=5)))
+    try:
+        clip = open_clip_vit(text=dict(pool_type="eos", eos_id=5))
+    except TypeError:
+        pytest.skip("open_clip before 3.0 does not pool at an id of its own")
+    tower = find_text_tower(clip)
     texts = torch.tensor([[SOS, 9, 5, 5, 0], [SOS, 5, 0, 0, 0]])
     assert tower.prepare(texts)[1].sum(1).tolist() == [3, 2]
     with pytest.raises(ValueError, match="row 1 of input_ids has no end-of-text id 5 .1 of 2"):

@@ -45,7 +45,8 @@ def _own_image_feature(given: Any, pixels: Tensor) -> Tensor:
     if hasattr(given, "encode_image"):
         return given.encode_image(pixels)
     if hasattr(given, "get_image_features"):
-        return given.get_image_features(pixels).pooler_output
+        features = given.get_image_features(pixels)
+        return features if isinstance(features, Tensor) else features.pooler_output
     result = given(pixels)
     if isinstance(result, Tensor):
         return result
@@ -144,9 +145,9 @@ def test_sizes_between_patches_drop_the_rest_of_the_picture() -> None:
     for given in (open_clip_vit().visual, hf_vision()):
         tower = find_vision_tower(given)
         pixels = images(1, 45, 39)
-        with Watch(tower) as outputs:
+        with Watch(tower) as states:
             whole = tower.pooled(tower.call(pixels, {}))
-        assert tower.read_map(0, outputs[0], (45, 39)).shape[2:] == (5, 4)
+        assert tower.read_map(0, states[0], (45, 39)).shape[2:] == (5, 4)
         cropped = tower.pooled(tower.call(pixels[:, :, :40, :32], {}))
         assert whole is not None and torch.allclose(whole, cropped, atol=1e-6)
 
@@ -195,18 +196,18 @@ def test_writing_what_was_read_changes_no_bit(kind: str) -> None:
 def test_written_maps_are_new_tensors_of_the_states_dtype(kind: str) -> None:
     _, tower, pixels = _vision(kind)
     size = (pixels.shape[2], pixels.shape[3])
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         tower.call(pixels, {})
-    for index, output in enumerate(outputs):
-        kept = output.clone()
-        old = tower.read_map(index, output, size)
-        written = tower.write_map(index, output, (old + 1).double())
-        assert written.dtype == output.dtype and torch.equal(output, kept)
+    for index, state in enumerate(states):
+        kept = state.clone()
+        old = tower.read_map(index, state, size)
+        written = tower.write_map(index, state, (old + 1).double())
+        assert written.dtype == state.dtype and torch.equal(state, kept)
         assert torch.allclose(tower.read_map(index, written, size), old + 1)
-        assert written.data_ptr() != output.data_ptr()
+        assert written.data_ptr() != state.data_ptr()
         for bad in (old[:, :-1], old[:, :, :, :-1], old[:1], old.repeat(2, 1, 1, 1)[:3]):
             with pytest.raises(ValueError, match=f"block '{tower.blocks[index].name}'"):
-                tower.write_map(index, output, bad)
+                tower.write_map(index, state, bad)
 
 
 @VISION
@@ -241,9 +242,9 @@ def test_a_map_may_grow_to_several_expressions_per_image(kind: str) -> None:
 def test_tuples_around_a_state_are_kept(kind: str) -> None:
     _, tower, pixels = _vision(kind)
     size = (pixels.shape[2], pixels.shape[3])
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         tower.call(pixels, {})
-    wrapped = (outputs[0], "more", None)
+    wrapped = (states[0], "more", None)
     old = tower.read_map(0, wrapped, size)
     written = tower.write_map(0, wrapped, old + 1)
     assert written[1:] == ("more", None)
@@ -253,16 +254,16 @@ def test_tuples_around_a_state_are_kept(kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in VISION_MODULES if "resnet" not in kind])
 def test_every_patch_is_projected_like_the_pooled_token(kind: str) -> None:
     _, tower, pixels = _vision(kind)
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         pooled = tower.pooled(tower.call(pixels, {}))
     dense = tower.dense_projection()
     assert (
         isinstance(dense, NormProjection) and not [*dense.parameters()] and not dense.state_dict()
     )
     assert pooled is not None and dense.width == pooled.shape[1]
-    tokens = dense.project(outputs[-1], {})
+    tokens = dense.project(states[-1], {})
     assert torch.allclose(tokens[:, 0], pooled, atol=1e-6)
-    dense_map = dense(tower.read_map(3, outputs[-1], (32, 32)), {})
+    dense_map = dense(tower.read_map(3, states[-1], (32, 32)), {})
     assert dense_map.shape == (2, dense.width, 4, 4)
     assert torch.equal(dense_map[1, :, 2, 3], tokens[1, 1 + 2 * 4 + 3])
 
@@ -271,14 +272,14 @@ def test_every_patch_is_projected_like_the_pooled_token(kind: str) -> None:
 def test_a_mean_pooled_vit_is_the_mean_of_its_dense_map(final_ln_after_pool: bool) -> None:
     vision = dict(pool_type="avg", final_ln_after_pool=final_ln_after_pool)
     tower = find_vision_tower(open_clip_vit(vision=vision))
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         pooled = tower.pooled(tower.call(images(), {}))
     dense = tower.dense_projection()
     assert pooled is not None and isinstance(dense, NormProjection)
     if final_ln_after_pool:  # the norm is not linear: patches are normed one by one
-        assert torch.allclose(dense.project(outputs[-1][:, 1:].mean(1), {}), pooled, atol=1e-6)
+        assert torch.allclose(dense.project(states[-1][:, 1:].mean(1), {}), pooled, atol=1e-6)
     else:
-        dense_map = dense(tower.read_map(3, outputs[-1], (32, 32)), {})
+        dense_map = dense(tower.read_map(3, states[-1], (32, 32)), {})
         assert torch.allclose(dense_map.mean((2, 3)), pooled, atol=1e-6)
 
 
@@ -331,9 +332,9 @@ def _attention_pool(pool: Any, tokens: Tensor) -> Tensor:
 def test_the_spatial_pool_attends_like_the_towers_own_pool() -> None:
     visual = open_clip_resnet().visual
     tower = find_vision_tower(visual)
-    with Watch(tower) as outputs:
+    with Watch(tower) as states:
         pooled = tower.pooled(tower.call(images(2, 64), {}))
-    patches = rearrange(outputs[-1], "b c h w -> b (h w) c")
+    patches = rearrange(states[-1], "b c h w -> b (h w) c")
     tokens = torch.cat([patches.mean(1, keepdim=True), patches], dim=1)
     tokens = tokens + visual.attnpool.positional_embedding
     attended = SpatialAttentionPool.attend(tokens, visual.attnpool)

@@ -198,7 +198,8 @@ class OpenClipText(TextTower):
         # The same attributes carry a prefix where the Transformer is built into `CLIP`.
         self._built_in = is_a(text, "open_clip", "CLIP")
         self.pool_type: str = text.text_pool_type if self._built_in else text.pool_type
-        self.eos_id: int = text.text_eos_id if self._built_in else text.eos_id
+        # open_clip knows pooling at an id of its own since 3.0 only
+        self.eos_id: Any = getattr(text, "text_eos_id" if self._built_in else "eos_id", None)
         self._refuse(text)
         blocks = _blocks_of(text.transformer, self.label())
         self.token_width = text.positional_embedding.shape[1]

@@ -16,8 +16,16 @@ from bridger.towers.vision import TokenVisionTower
 
 LIBRARY = "transformers"
 
-PLAIN = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
-"""Arguments of every call. Asking for hidden states would leave hooks on the user's blocks."""
+
+def _call(encoder: Any, **inputs: Any) -> Any:
+    """Call an encoder for its plain result, whatever its config asks for.
+
+    Hidden states would leave hooks on the user's blocks; tuples have no names to read by.
+    """
+    extra = {"output_hidden_states": False, "output_attentions": False}
+    if not is_a(encoder, LIBRARY, "CLIPVisionTransformer", "CLIPTextTransformer"):
+        extra["return_dict"] = True  # those two always return objects
+    return encoder(**inputs, **extra)
 
 
 def _core_path(module: Any, name: str) -> str:
@@ -72,7 +80,7 @@ class ClipVision(TokenVisionTower):
     def run(self, module: Any, pixel_values: Tensor) -> Any:
         """Call the model; at its own picture size interpolation changes no bit."""
         core = module.vision_model if self._whole else module
-        result = core(pixel_values=pixel_values, interpolate_pos_encoding=True, **PLAIN)
+        result = _call(core, pixel_values=pixel_values, interpolate_pos_encoding=True)
         return module.visual_projection(result.pooler_output) if self._whole else result
 
     def pooled(self, result: Any) -> Tensor:
@@ -139,7 +147,7 @@ class ClipText(TextTower):
         self._check_tensors(tensors)
         module: Any = view_with(self.module, tensors)
         core = module.text_model if self._whole else module
-        result = core(input_ids=input_ids, **PLAIN)
+        result = _call(core, input_ids=input_ids)
         return module.text_projection(result.pooler_output) if self._whole else result
 
     def tokens(self, last_state: Tensor, result: Any, tensors: Mapping[str, Tensor]) -> Tensor:
