@@ -212,9 +212,11 @@ def test_registering_checks_side_base_class_and_name() -> None:
 def test_towers_in_bfloat16_take_float32_pictures(kind: str) -> None:
     given = VISION_MODULES[kind]().bfloat16()
     tower = find_vision_tower(given)
+    (name,) = tower.position_names()
+    tensors = {name: tensor_at(tower.module, name).float().requires_grad_()}
     for pixels in (images(1, *tower.image_size or (0, 0)), images(1, 96, 64)):
         with Watch(tower) as states:
-            pooled = tower.pooled(tower.call(pixels, {}))
+            pooled = tower.pooled(tower.call(pixels, tensors))
         assert pooled is not None and pooled.dtype == torch.bfloat16
         size = (pixels.shape[2], pixels.shape[3])
         last = tower.read_map(3, states[-1], size)

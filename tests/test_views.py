@@ -34,6 +34,15 @@ def test_gradients_reach_the_given_tensor_and_not_the_original() -> None:
     assert weight.grad is not None and module[1][1].weight.grad is None
 
 
+def test_float32_tensors_stand_in_for_half_precision_and_learn() -> None:
+    module = _toy().bfloat16()
+    weight = torch.randn(2, 4, requires_grad=True)
+    out = view_with(module, {"1.1.weight": weight})(torch.randn(3, 4).bfloat16())
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+
+
 def test_no_tensors_means_the_module_itself() -> None:
     module = _toy()
     assert view_with(module, {}) is module

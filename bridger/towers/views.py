@@ -45,8 +45,9 @@ def view_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
     Args:
         module: any module; it is read, never written.
-        tensors: by dotted name of a parameter or buffer. Gradients flow to them, and their shapes
-            may differ from the originals' where the forward accepts it.
+        tensors: by dotted name of a parameter or buffer, cast to the dtype of what they replace.
+            Gradients flow to them, and their shapes may differ from the originals' where the
+            forward accepts it.
 
     Returns:
         A shallow view; with no tensors, `module` itself.
@@ -57,9 +58,9 @@ def view_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """
     if not tensors:
         return module
-    for name in tensors:
-        tensor_at(module, name)
-    return _view(module, tensors, "")
+    # Adapters keep float32 copies of towers in half precision.
+    cast = {name: tensor.to(tensor_at(module, name).dtype) for name, tensor in tensors.items()}
+    return _view(module, cast, "")
 
 
 def _view(module: nn.Module, tensors: Mapping[str, Tensor], path: str) -> nn.Module:
