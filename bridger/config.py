@@ -36,7 +36,9 @@ class Config:
         known = [field.name for field in dataclasses.fields(cls) if field.init]
         for key in values:
             if key not in known:
-                raise ValueError(f"{cls.__name__} has no option {key!r}: {did_you_mean(key, known)}")
+                raise ValueError(
+                    f"{cls.__name__} has no option {key!r}: {did_you_mean(key, known)}"
+                )
         return cls(**{key: _freeze(value) for key, value in values.items()})
 
     def replace(self: ConfigT, **changes: Any) -> ConfigT:

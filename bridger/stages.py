@@ -61,9 +61,7 @@ def _index(block: int | str, names: Sequence[str], tower: str) -> int:
             )
         return list(names).index(block)
     if isinstance(block, bool) or not isinstance(block, int):
-        raise TypeError(
-            f"a block of the {tower} tower is given by index or name, got {block!r}"
-        )
+        raise TypeError(f"a block of the {tower} tower is given by index or name, got {block!r}")
     if not -len(names) <= block < len(names):
         raise ValueError(
             f"block {block} is out of range: the {tower} tower has {len(names)} blocks, "
