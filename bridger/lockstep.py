@@ -124,6 +124,7 @@ def _lockstep(
         result = _exchange(vision_run, text_run, bridge)
     except BaseException as error:
         failure = error
+    # Nothing is called between there and here: CPython (3.11 and later) takes interrupts at calls.
     while True:
         try:
             vision_run.unwind()

@@ -6,12 +6,14 @@ import copy
 import gc
 import pickle
 import signal
+import sys
 import threading
 import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -615,6 +617,48 @@ def test_a_model_dies_with_its_last_reference() -> None:
 
 
 # Interrupts. Signals reach the main thread alone, so these run in an interpreter of their own.
+
+
+class Interrupt:
+    """A trace function that raises KeyboardInterrupt before the n-th bytecode of lockstep's."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self, frame: Any, event: str, arg: Any) -> Any:
+        if Path(frame.f_code.co_filename).name not in ("lockstep.py", "_engine.py"):
+            return None
+        frame.f_trace_opcodes = True
+        return self.local
+
+    def local(self, frame: Any, event: str, arg: Any) -> Any:
+        self.left -= event == "opcode"
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.local
+
+
+def test_an_interrupt_anywhere_in_the_caller(pair: Pair) -> None:
+    x, y = inputs()
+    expected = list(pair(x, y))
+    before, tracing, struck = workers(), sys.gettrace(), 0
+    for n in range(1, 100_000, 3):
+        interrupt = Interrupt(n)
+        try:
+            sys.settrace(interrupt)
+            pair(x, y)
+        except KeyboardInterrupt:
+            struck += 1
+        finally:
+            sys.settrace(tracing)
+        if interrupt.left > 0:
+            break  # past the end
+        if n % 30 == 1:
+            assert same(list(pair(x, y)), expected)
+    assert struck > 100 and same(list(pair(x, y)), expected)
+    # A worker that got a run whose caller was struck at once may still be on its way back when the
+    # next forward starts, which then starts another. More than a spare pair is a lost worker.
+    assert workers() <= before + 2
 
 
 def test_an_interrupt_while_the_caller_waits() -> None:
