@@ -12,6 +12,9 @@ so a token too many does no harm. They are C code that an interrupt cannot leave
 does not hold for `threading.Condition`: its `wait` is Python and can lose its lock there. Wherever
 the caller was struck, `unwind` gets the tower to its end.
 
+*Order of gradients.* Whoever hands over also hands over its count of autograd nodes, so that all
+three runs number their nodes as one thread would, and backward takes them in that order.
+
 *References.* A worker drops its run, result and exception before it goes idle, and no frame keeps
 the exception that it raises: inputs die with their last user, without the garbage collector.
 """
@@ -30,7 +33,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from bridger._thread_state import ThreadState
+from bridger._thread_state import ThreadState, autograd_count, count_up_to
 
 R = TypeVar("R")
 
@@ -74,6 +77,7 @@ class Engine(Generic[R]):
         self._runner: dict[str, str] = {}  # who took up the forward: the first to write it
         self._turn = _CALLER
         self._mail: Any = None  # for the one whose turn it is
+        self._count = 0  # autograd nodes up to the last hand-over
         self._wake_caller: SimpleQueue[None] = SimpleQueue()
         self._wake_tower: SimpleQueue[None] = SimpleQueue()
 
@@ -81,6 +85,7 @@ class Engine(Generic[R]):
 
     def start(self) -> Paused | Returned[R]:
         self._begun = True
+        self._count = autograd_count()
         self._turn = _TOWER
         _hand_to_worker(self)
         return self._receive()
@@ -92,6 +97,7 @@ class Engine(Generic[R]):
                 "the parent. Call the model anew in the child."
             )
         self._mail = answer
+        self._count = autograd_count()
         self._turn = _TOWER
         self._wake_tower.put(None)
         return self._receive()
@@ -118,6 +124,7 @@ class Engine(Generic[R]):
                 raise mail.error
             finally:
                 del mail
+        count_up_to(self._count)
         event: Paused | Returned[R] = mail
         return event
 
@@ -127,12 +134,14 @@ class Engine(Generic[R]):
         """Called by a hook: hands over a state and waits for the answer."""
         if not self._unwinding:
             self._mail = Paused(stage, output, torch.is_grad_enabled())
+            self._count = autograd_count()
             self._turn = _CALLER
             self._wake_caller.put(None)
             while self._turn == _CALLER:
                 self._wake_tower.get()
         if self._unwinding:
             raise _Unwind
+        count_up_to(self._count)
         answer, self._mail = self._mail, None
         return answer
 
@@ -144,6 +153,8 @@ class Engine(Generic[R]):
         self._function = self._state = self._context = None
         _local.engine = self
         try:
+            if state.grad:  # type: ignore[union-attr]
+                count_up_to(self._count)
             self._mail = Returned(context.run(state.run, function))  # type: ignore[union-attr, arg-type]
         except _Unwind:
             self._mail = None
@@ -151,6 +162,7 @@ class Engine(Generic[R]):
             # Without this frame, whose variables would live as long as the exception.
             self._mail = _Raised(error.with_traceback(_next_frame(error)))
         finally:
+            self._count = autograd_count()
             _local.engine = None
         return True
 

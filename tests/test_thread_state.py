@@ -363,3 +363,21 @@ def test_export_is_refused(strict: bool) -> None:
     pair = Pair()
     with pytest.raises(RuntimeError, match="runs its two towers in threads"):
         torch.export.export(pair, inputs(), strict=strict)
+
+
+def test_the_count_of_autograd_nodes_can_be_raised_and_orders_backward() -> None:
+    found: list[int] = []
+
+    def work() -> None:
+        _thread_state.count_up_to(1000)
+        found.append(_thread_state.autograd_count())
+        node = (torch.ones(1, requires_grad=True) * 2).grad_fn
+        assert node is not None
+        found.append(node._sequence_nr())
+        _thread_state.count_up_to(10)
+        found.append(_thread_state.autograd_count())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [1000, 1000, 1001]
