@@ -1,1 +1,28 @@
-"""Parameter-efficient tuning of two frozen towers that inform each other at several depths."""
+"""Parameter-efficient tuning of two frozen towers that inform each other at several depths.
+
+from bridger import BridgedModel, attach_bridgers
+from bridger.heads import ReferringSegmentationHead
+"""
+
+from bridger.bridgers import BridgerConfig
+from bridger.encoder import BridgedEncoder, attach_bridgers
+from bridger.features import BridgedFeatures, EncoderSpec
+from bridger.model import BridgedModel
+from bridger.output import BridgedOutput
+from bridger.processing import Prediction, Processor
+from bridger.tiny_clip import load_tiny_clip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BridgedEncoder",
+    "BridgedFeatures",
+    "BridgedModel",
+    "BridgedOutput",
+    "BridgerConfig",
+    "EncoderSpec",
+    "Prediction",
+    "Processor",
+    "attach_bridgers",
+    "load_tiny_clip",
+]

@@ -26,7 +26,7 @@ class BridgedModel(nn.Module):
 
     Args:
         encoder: made by `attach_bridgers`.
-        heads: the heads by name, in order.
+        heads: the heads by name, in order; without any, `encode` and saving work.
         processor: turns pictures and words into tensors; `predict` needs one.
         loss_weights: weight of each head's loss in the sum, 1 by default.
     """
@@ -39,8 +39,6 @@ class BridgedModel(nn.Module):
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        if not heads:
-            raise ValueError("a BridgedModel needs at least one head")
         self.encoder = encoder
         self.heads: Mapping[str, Head] = nn.ModuleDict(dict(heads))  # type: ignore[assignment]
         self.processor = processor
@@ -82,8 +80,11 @@ class BridgedModel(nn.Module):
             Logits and, with labels, the loss.
 
         Raises:
+            RuntimeError: there is no head.
             ValueError: labels for heads that are not there, or inputs that do not fit.
         """
+        if not len(self.heads):
+            raise RuntimeError("this model has no head; encode() gives the bridged features")
         targets = self._targets(labels)
         features = self.encoder(pixel_values, input_ids, attention_mask, expression_mask)
         outputs = {
@@ -273,6 +274,8 @@ class BridgedModel(nn.Module):
 
     def _head_name(self, head: str | None) -> str:
         names = list(self.heads)
+        if not names:
+            raise RuntimeError("this model has no head to predict with")
         if head is None and len(names) > 1:
             raise ValueError(f"several heads could answer; pass head= one of {names}")
         if head is not None and head not in names:

@@ -194,3 +194,13 @@ def test_detach_gives_the_towers_back() -> None:
     vision: nn.Module = model.encoder.vision.module
     model.detach()
     assert all(not m._forward_hooks for m in vision.modules())
+
+
+def test_bridgers_alone_are_saved_and_encode(tmp_path: Path) -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    model = attach_bridgers(vision, text, 2, SMALL).with_heads()
+    with pytest.raises(RuntimeError, match="no head"):
+        model(*batch())
+    model.save_pretrained(tmp_path)
+    again = BridgedModel.from_pretrained(tmp_path, *PAIRS["open_clip_vit"]())
+    assert torch.equal(again.encode(*batch()).sentence, model.eval().encode(*batch()).sentence)
