@@ -832,9 +832,8 @@ reached.wait()
 }
 
 
-@pytest.mark.parametrize(
-    "ending", ["paused workers", *(pytest.param(e, marks=SLOW) for e in ENDINGS if e[0] != "p")]
-)
+@SLOW
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_the_interpreter_ends(ending: str) -> None:
     out = run_python(f"""
 import sys, threading
