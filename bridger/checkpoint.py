@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from bridger.bridgers import BridgerConfig
@@ -29,8 +30,15 @@ CONFIG_FILE, WEIGHTS_FILE = "bridger_config.json", "bridger.safetensors"
 FORMAT_VERSION = 1
 
 
-def save(model: BridgedModel, folder: str | os.PathLike[str]) -> None:
+def save(
+    model: BridgedModel, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> None:
     """Write the adapter's folder; what stood there before is replaced by one rename.
+
+    Args:
+        model: the model.
+        folder: where to write.
+        dtype: of the floating-point numbers on disk; None keeps the model's own.
 
     Raises:
         NotADirectoryError: `folder` is a file.
@@ -46,7 +54,9 @@ def save(model: BridgedModel, folder: str | os.PathLike[str]) -> None:
     if model.processor is not None:
         model.processor.save(folder)
     tensors = {
-        name: tensor.detach().to("cpu").contiguous()
+        name: tensor.detach()
+        .to("cpu", dtype if tensor.is_floating_point() else None)
+        .contiguous()
         for name, tensor in model.adapter_state_dict().items()
     }
     weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
@@ -75,6 +85,7 @@ def describe(model: BridgedModel) -> dict[str, Any]:
             "bridgers": None if encoder.config is None else encoder.config.to_dict(),
             "trainable": list(encoder.trainable),
             "connect": encoder.connect,
+            "word_length": encoder.word_length,
         },
         "heads": {
             name: {
@@ -105,6 +116,7 @@ def load(
         config=bridgers,
         trainable=parts["trainable"],
         connect=parts["connect"],
+        word_length=parts.get("word_length"),
     )
     try:
         _check_towers(config["towers"], encoder)

@@ -190,9 +190,17 @@ class BridgedModel(nn.Module):
 
     # Saving and loading.
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter (never the towers) to a folder; see `bridger.checkpoint`."""
-        checkpoint.save(self, folder)
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the adapter (never the towers) to a folder; see `bridger.checkpoint`.
+
+        Args:
+            folder: made where there is none.
+            dtype: of the numbers on disk, such as torch.float16 for sharing at half the size;
+                None keeps the model's own. They come back as float32.
+        """
+        checkpoint.save(self, folder, dtype)
 
     @classmethod
     def from_pretrained(

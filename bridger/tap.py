@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 # Lockstep runs towers in the caller's context, so that they see the caller's dict here. Towers
@@ -17,6 +19,7 @@ class Tap:
     """A forward hook that keeps its block's output during `taking`, and else does nothing."""
 
     def __init__(self, block: nn.Module) -> None:
+        _hide_from_compiler()
         self._handle = block.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -33,6 +36,13 @@ class Tap:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_dead, ()
+
+
+@functools.cache
+def _hide_from_compiler() -> None:
+    """Let compiled blocks call taps untraced; at the first attach, since it imports dynamo."""
+    disable: Any = torch.compiler.disable
+    Tap.__call__ = disable(Tap.__call__)  # type: ignore[method-assign]
 
 
 def _dead(module: nn.Module, args: Any, output: Any) -> None:

@@ -295,3 +295,22 @@ def test_a_whole_clip_on_the_text_side_is_registered_once() -> None:
     count = sum(p.numel() for p in bridged.towers.parameters())
     assert count == sum(p.numel() for p in clip.parameters())
     assert len(bridged.towers.state_dict()) == len(clip.state_dict())
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_close_results_and_gradients() -> None:
+    x, words = images(2, 32), ids(2)
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        bridged = randomise(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
+        assert bridged.bridgers is not None
+        if compiled:
+            for block in [*bridged.vision.blocks, *bridged.text.blocks]:
+                block.module.compile(backend="aot_eager")
+            bridged.bridgers.compile(backend="aot_eager")
+        out = bridged(x, words)
+        sum(tensor.square().sum() for tensor in flat(out)).backward()
+        results.append([*flat(out), *(p.grad for p in bridged.bridgers.parameters())])
+    for a, b in zip(*results, strict=True):
+        close(b, a)

@@ -204,3 +204,17 @@ def test_bridgers_alone_are_saved_and_encode(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = BridgedModel.from_pretrained(tmp_path, *PAIRS["open_clip_vit"]())
     assert torch.equal(again.encode(*batch()).sentence, model.eval().encode(*batch()).sentence)
+
+
+def test_half_precision_on_disk_is_half_the_size_and_comes_back_in_float32(tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    whole, half = (
+        (tmp_path / name / "bridger.safetensors").stat().st_size for name in ("whole", "half")
+    )
+    assert half < 0.75 * whole  # names and the config weigh much in a model this small
+    again = BridgedModel.from_pretrained(tmp_path / "half", *PAIRS["open_clip_vit"]())
+    assert all(p.dtype == torch.float32 for p in again.trainable_parameters())
+    pairs = zip(model.trainable_parameters(), again.trainable_parameters(), strict=True)
+    assert all(torch.equal(a.half().float(), b) for a, b in pairs)
