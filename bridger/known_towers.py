@@ -1,0 +1,142 @@
+"""Which pictures and which words two given towers were trained with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from bridger.processing import Processor
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny_clip"
+LONGEST_GUESS = 1_000_000
+"""Tokenizers without a limit name one beyond this."""
+
+
+class Pictures(NamedTuple):
+    """How a vision tower takes its pictures."""
+
+    image_size: int | tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Sentences(NamedTuple):
+    """How a text tower takes its words."""
+
+    tokenizer: Any
+    max_length: int
+
+
+def infer_processor(vision: nn.Module, text: nn.Module) -> Processor | None:
+    """Return the processor of two towers, or None where one side cannot be known."""
+    from bridger.processing import Processor
+
+    pictures = _first(vision, _embedded_pictures, _open_clip_pictures, _transformers_pictures)
+    if pictures is None:
+        return None
+    sentences = _first(text, _embedded_words, _open_clip_words, _transformers_words)
+    if sentences is None:
+        return None
+    return Processor(*pictures, *sentences)
+
+
+def _first(module: nn.Module, *ways: Callable[[nn.Module], Any]) -> Any:
+    return next((found for way in ways if (found := way(module)) is not None), None)
+
+
+def _embedded_config() -> Any:
+    path = EMBEDDED / "open_clip_config.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _embedded_pictures(module: Any) -> Pictures | None:
+    """The embedded vision tower is known by its shape, which no published model has."""
+    config, visual = _embedded_config(), getattr(module, "visual", module)
+    if config is None or type(visual).__name__ != "ModifiedResNet":
+        return None
+    vision = config["model_cfg"]["vision_cfg"]
+    blocks = [len(getattr(visual, f"layer{i}")) for i in (1, 2, 3, 4)]
+    found = (blocks, visual.conv1.weight.shape[0], visual.image_size)
+    if found != (vision["layers"], vision["width"] // 2, vision["image_size"]):
+        return None
+    preprocess = config["preprocess_cfg"]
+    return Pictures(vision["image_size"], tuple(preprocess["mean"]), tuple(preprocess["std"]))
+
+
+def _embedded_words(module: nn.Module) -> Sentences | None:
+    config = _embedded_config()
+    if config is None:
+        return None
+    text = config["model_cfg"]["text_cfg"]
+    module = getattr(module, "text", module)
+    table = getattr(module, "token_embedding", None)
+    shape = tuple(table.weight.shape) if isinstance(table, nn.Embedding) else None
+    length = getattr(module, "context_length", None)
+    if shape != (text["vocab_size"], text["width"]) or length != text["context_length"]:
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    return Sentences(PreTrainedTokenizerFast.from_pretrained(str(EMBEDDED)), length)
+
+
+def _open_clip_pictures(module: nn.Module) -> Pictures | None:
+    config = getattr(getattr(module, "visual", module), "preprocess_cfg", None)
+    if not isinstance(config, dict):
+        return None
+    size = config["size"]
+    size = size if isinstance(size, int) else tuple(size)
+    return Pictures(size, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _open_clip_words(module: nn.Module) -> Sentences | None:
+    from bridger.words import OPEN_CLIP_VOCABULARY
+
+    module = getattr(module, "text", module)
+    length = getattr(module, "context_length", None)
+    if getattr(module, "vocab_size", None) != OPEN_CLIP_VOCABULARY or length is None:
+        return None
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return Sentences(SimpleTokenizer(context_length=length), length)
+
+
+def _transformers_pictures(module: nn.Module) -> Pictures | None:
+    if (name := _transformers_name(module)) is None:
+        return None
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        mean, std = processor.image_mean, processor.image_std
+    except (OSError, ValueError, AttributeError):  # not there, not known, or without a mean
+        return None
+    config = getattr(module.config, "vision_config", module.config)
+    size = getattr(config, "image_size", None)
+    if size is None or mean is None or std is None:
+        return None
+    return Pictures(size if isinstance(size, int) else tuple(size), tuple(mean), tuple(std))
+
+
+def _transformers_words(module: nn.Module) -> Sentences | None:
+    if (name := _transformers_name(module)) is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError):
+        return None
+    config = getattr(module.config, "text_config", module.config)
+    limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+    known = [limit for limit in limits if limit is not None and limit < LONGEST_GUESS]
+    return Sentences(tokenizer, min(known)) if known else None
+
+
+def _transformers_name(module: nn.Module) -> str | None:
+    has_config = hasattr(module, "config")
+    return (getattr(module, "name_or_path", None) or None) if has_config else None

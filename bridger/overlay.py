@@ -1,0 +1,98 @@
+"""Draws masks on their picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from bridger.pictures import read_picture
+from bridger.prediction import COLOURS
+
+if TYPE_CHECKING:
+    from bridger.pictures import ImageLike
+    from bridger.prediction import Prediction
+
+Pixels = npt.NDArray[np.float32]
+DIM, TINT = 0.5, 0.38
+"""Brightness outside of all masks; share of the colour inside."""
+
+
+def draw(
+    prediction: Prediction,
+    image: ImageLike,
+    words: Sequence[str] | None,
+    least_side: int,
+) -> Image.Image:
+    """Draw the masks; see `Prediction.overlay`."""
+    picture = Image.fromarray(read_picture(image).permute(1, 2, 0).contiguous().numpy())
+    height, width = prediction.masks.shape[1:]
+    if picture.size != (width, height):
+        raise ValueError(
+            f"the masks are {width} x {height} pixels, the picture is {picture.width} x "
+            f"{picture.height}; pass the picture that they were predicted for"
+        )
+    factor = max(1.0, least_side / max(width, height))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    masks = [smooth(mask, size) for mask in prediction.masks]
+    line = max(1.5, max(size) / 320)
+    canvas = _paint(np.asarray(picture, dtype=np.float32), masks, line)
+    drawn = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
+    return drawn if words is None else _caption(drawn, words, prediction.scores.tolist())
+
+
+def smooth(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> Pixels:
+    """Enlarge a mask to (width, height) with a soft edge: (height, width) from 0 to 1."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    if grey.size != size:
+        # Blur by half a cell of the small picture, so that the steps of its pixels vanish.
+        grey = grey.resize(size, Image.Resampling.BICUBIC)
+        grey = grey.filter(ImageFilter.GaussianBlur(size[0] / mask.shape[1] / 2))
+    soft = np.asarray(grey, dtype=np.float32) / 255
+    return np.asarray(((soft - 0.5) * 4 + 0.5).clip(0, 1), dtype=np.float32)
+
+
+def _paint(picture: Pixels, masks: Sequence[Pixels], line: float) -> Pixels:
+    """Darken what no mask covers, tint what one covers, and draw the outlines."""
+    grey = picture.mean(axis=2, keepdims=True)
+    dim = DIM * (0.5 * picture + 0.5 * grey)
+    covered = np.max([np.zeros(picture.shape[:2], np.float32), *masks], axis=0)[..., None]
+    canvas = picture * covered + dim * (1 - covered)
+    for index, mask in enumerate(masks):
+        colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
+        canvas += (colour - canvas) * (TINT * mask[..., None])
+    for index, mask in enumerate(masks):
+        colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
+        canvas += (255 - canvas) * _ring(mask, 2.2 * line)[..., None]
+        canvas += (colour - canvas) * _ring(mask, 1.2 * line)[..., None]
+    return np.asarray(canvas, dtype=np.float32)
+
+
+def _ring(mask: Pixels, width: float) -> Pixels:
+    """A soft line along the edge of a mask."""
+    blurred = Image.fromarray(np.rint(mask * 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(width)
+    )
+    # Near a straight edge a blurred step rises from 0 to 1 within about 4 sigma; 0.5 is the edge.
+    distance = np.abs(np.asarray(blurred, dtype=np.float32) / 255 - 0.5)
+    return np.asarray(((0.3 - distance) * 6).clip(0, 1), dtype=np.float32)
+
+
+def _caption(picture: Image.Image, words: Sequence[str], scores: Sequence[float]) -> Image.Image:
+    """Put a line per expression under the picture: colour, words, score."""
+    height = max(20, round(max(picture.size) / 22))
+    font = ImageFont.load_default(0.6 * height)
+    whole = Image.new("RGB", (picture.width, picture.height + height * len(words)), (24, 26, 30))
+    whole.paste(picture)
+    pen = ImageDraw.Draw(whole)
+    for index, (sentence, score) in enumerate(zip(words, scores, strict=True)):
+        top = picture.height + index * height
+        square = (0.25 * height, top + 0.25 * height, 0.75 * height, top + 0.75 * height)
+        pen.rounded_rectangle(square, radius=0.12 * height, fill=COLOURS[index % len(COLOURS)])
+        text = f"{sentence}   {score:.2f}" if score > 0 else f"{sentence}   (nothing found)"
+        pen.text((height, top + 0.5 * height), text, (240, 240, 240), font, anchor="lm")
+    return whole

@@ -1,0 +1,103 @@
+"""What a segmentation head says about a picture, and how it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from bridger.pictures import ImageLike
+
+COLOURS = (
+    (255, 92, 57),
+    (41, 182, 246),
+    (139, 195, 74),
+    (255, 202, 40),
+    (186, 104, 200),
+    (38, 166, 154),
+    (240, 98, 146),
+)
+"""One after the other for the expressions of a picture."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Masks for N expressions at the picture's own size (H, W).
+
+    Attributes:
+        masks: (N, H, W), bool.
+        scores: (N,), the mean probability inside the mask, 0 for an empty one.
+        boxes: (N, 4), x0 y0 x1 y1 around the mask in pixels, x1 and y1 exclusive; zeros for an
+            empty mask.
+        probabilities: (N, H, W), float32.
+    """
+
+    masks: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+
+    @classmethod
+    def from_probabilities(
+        cls, probabilities: npt.NDArray[np.floating[Any]], threshold: float = 0.35
+    ) -> Prediction:
+        """Cut probabilities (N, H, W) at a threshold; a pixel must be above it."""
+        probabilities = np.asarray(probabilities, dtype=np.float32)
+        masks = probabilities > threshold
+        scores = [
+            float(values[mask].mean()) if mask.any() else 0.0
+            for values, mask in zip(probabilities, masks, strict=True)
+        ]
+        boxes = [box_of(mask) for mask in masks]
+        return cls(
+            masks,
+            np.array(scores, dtype=np.float32),
+            np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            probabilities,
+        )
+
+    def __len__(self) -> int:
+        """Return N, the number of expressions."""
+        return len(self.masks)
+
+    def overlay(
+        self,
+        image: ImageLike,
+        words: str | Sequence[str] | None = None,
+        *,
+        least_side: int = 512,
+    ) -> Image.Image:
+        """Draw the masks on the picture that they were predicted for.
+
+        What is outside of every mask turns darker and paler; each mask gets a tint and an
+        outline of its own colour, and its words in a line below the picture.
+
+        Args:
+            image: the picture.
+            words: the expressions, for the captions.
+            least_side: pictures whose longer side is smaller are enlarged to it, as an outline
+                needs room.
+
+        Raises:
+            ValueError: the picture has another size than the masks, or words are missing.
+        """
+        from bridger.overlay import draw
+
+        words = [words] if isinstance(words, str) else words
+        if words is not None and len(words) != len(self):
+            raise ValueError(f"{len(self)} masks need as many captions, found {len(words)}")
+        return draw(self, image, words, least_side)
+
+
+def box_of(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return x0, y0, x1, y1 around the true pixels of a mask (H, W), ends exclusive."""
+    if not mask.any():
+        return 0, 0, 0, 0
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
