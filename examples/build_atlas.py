@@ -72,7 +72,9 @@ def read_table(path: Path) -> list[Row]:
     with path.open(newline="") as file:
         rows = [row for row in csv.reader(file, delimiter="\t") if not row[0].startswith("#")]
     return [
-        Row(code, name, words(synonyms), words(hypernyms), (words(colour) or [None])[0], tint == "y")
+        Row(
+            code, name, words(synonyms), words(hypernyms), (words(colour) or [None])[0], tint == "y"
+        )
         for code, name, synonyms, hypernyms, colour, tint in rows
     ]
 

@@ -223,7 +223,9 @@ class Captioner:
         examples = []
         for near in (1, 2):
             order = (0, 1, 2) if near == 1 else (0, 2, 1)
-            xs = dict(zip(order, (0.5 - side * 0.32, 0.5 - side * 0.06, 0.5 + side * 0.34), strict=True))
+            xs = dict(
+                zip(order, (0.5 - side * 0.32, 0.5 - side * 0.06, 0.5 + side * 0.34), strict=True)
+            )
             y = self.words.uniform(0.25, 0.75)
             spots = tuple(self.place(chosen[i], xs[i], y, 0.26, jitter=0.02) for i in range(3))
             words = self.words.choice(RELATIONS["next to"])

@@ -194,7 +194,7 @@ class Describer:
             "above": (-dy, dx),
             "below": (dy, dx),
         }[relation]
-        return along > 0.15 and along > 1.2 * abs(across) if strict else along > 0.03
+        return along > 0.15 and along > 1.2 * abs(across) if strict else along > 0
 
     def _only_between(self, target: int, noun: str, first: int, second: int) -> bool:
         others = [i for i in self.called(noun) if i not in (target, first, second)]

@@ -84,7 +84,7 @@ def _stamp(placement: Placement, side: int) -> Array:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if placement.angle:
         image = image.rotate(placement.angle, Image.Resampling.BILINEAR, expand=True)
-    stamp = np.asarray(image.convert("RGBA"), dtype=np.float32).copy()
+    stamp: Array = np.asarray(image.convert("RGBA"), dtype=np.float32).copy()
     if placement.tint is not None:
         stamp[..., :3] = _tinted(stamp, placement.tint)
     stamp[..., :3] = np.minimum(stamp[..., :3] * placement.light, 255)
@@ -100,7 +100,8 @@ def _tinted(stamp: Array, tint: str) -> Array:
     light = np.clip(light + 0.7 * (0.5 - mean), 0, 1)[..., None]
     colour = np.array(TINTS[tint], dtype=np.float32)
     shade = np.where(light < 0.5, colour * 2 * light, colour + (255 - colour) * (2 * light - 1))
-    return 0.2 * stamp[..., :3] + 0.8 * shade.astype(np.float32)
+    tinted: Array = 0.2 * stamp[..., :3] + 0.8 * shade.astype(np.float32)
+    return tinted
 
 
 def _clip(
@@ -138,19 +139,25 @@ def paint_background(rng: Rng, height: int, width: int) -> Array:
     mix = mix * rng.uniform(0.3, 1.0)
     canvas = first + (second - first) * mix[..., None]
     grain = rng.standard_normal((height, width, 1), dtype=np.float32)
-    return np.clip(canvas + grain * np.float32(rng.uniform(0, 8)), 0, 255).astype(np.float32)
+    grainy = canvas + grain * np.float32(rng.uniform(0, 8))
+    painted: Array = np.clip(grainy, 0, 255).astype(np.float32)
+    return painted
 
 
 def _colour(rng: Rng) -> Array:
     """A random colour, rather pale than garish, (3,)."""
     grey = rng.uniform(30, 235)
-    return (grey + (rng.uniform(0, 255, 3) - grey) * rng.uniform(0.1, 0.7)).astype(np.float32)
+    colour: Array = (grey + (rng.uniform(0, 255, 3) - grey) * rng.uniform(0.1, 0.7)).astype(
+        np.float32
+    )
+    return colour
 
 
 def _gradient(rng: Rng, x: Array, y: Array) -> Array:
     angle = rng.uniform(0, 2 * math.pi)
     ramp = np.float32(math.cos(angle)) * (x - 0.5) + np.float32(math.sin(angle)) * (y - 0.5)
-    return ramp / np.float32(1.5) + np.float32(0.5)
+    scaled: Array = ramp / np.float32(1.5) + np.float32(0.5)
+    return scaled
 
 
 def _noise(rng: Rng, height: int, width: int, cells: int) -> Array:

@@ -289,7 +289,11 @@ class _Writer:
 
     def close(self) -> None:
         categories = [
-            {"id": k.index + 1, "name": k.name, "supercategory": k.hypernyms[0] if k.hypernyms else ""}
+            {
+                "id": k.index + 1,
+                "name": k.name,
+                "supercategory": k.hypernyms[0] if k.hypernyms else "",
+            }
             for k in kinds()
         ]
         instances = {

@@ -123,4 +123,5 @@ def sprite(index: int) -> npt.NDArray[np.uint8]:
     side, columns = _table()["cell_size"], _table()["columns"]
     assert isinstance(side, int) and isinstance(columns, int)
     top, left = index // columns * side, index % columns * side
-    return _atlas()[top : top + side, left : left + side].copy()
+    cell: npt.NDArray[np.uint8] = _atlas()[top : top + side, left : left + side].copy()
+    return cell
