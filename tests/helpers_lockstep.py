@@ -171,7 +171,7 @@ def no_more_workers() -> Iterator[None]:
     assert workers() == before
 
 
-def run_python(script: str, timeout: float = 60) -> str:
+def run_python(script: str, timeout: float = 300) -> str:
     """Runs a script in a fresh interpreter, which must end well and in time."""
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
