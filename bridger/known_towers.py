@@ -33,7 +33,11 @@ class Sentences(NamedTuple):
 
 
 def infer_processor(vision: nn.Module, text: nn.Module) -> Processor | None:
-    """Return the processor of two towers, or None where one side cannot be known."""
+    """Return the processor of two towers, or None where one side cannot be known.
+
+    Attaching must work without a network and whatever lies in the cache, so nothing is
+    downloaded, and a guess that fails is no error.
+    """
     from bridger.processing import Processor
 
     pictures = _first(vision, _embedded_pictures, _open_clip_pictures, _transformers_pictures)
@@ -42,11 +46,21 @@ def infer_processor(vision: nn.Module, text: nn.Module) -> Processor | None:
     sentences = _first(text, _embedded_words, _open_clip_words, _transformers_words)
     if sentences is None:
         return None
-    return Processor(*pictures, *sentences)
+    try:
+        return Processor(*pictures, *sentences)
+    except ValueError:  # a model's own description of itself that cannot be
+        return None
 
 
 def _first(module: nn.Module, *ways: Callable[[nn.Module], Any]) -> Any:
-    return next((found for way in ways if (found := way(module)) is not None), None)
+    for way in ways:
+        try:
+            found = way(module)
+        except Exception:  # not on this machine, broken, or only alike: then it is not known
+            continue
+        if found is not None:
+            return found
+    return None
 
 
 def _embedded_config() -> Any:
@@ -105,32 +119,24 @@ def _open_clip_words(module: nn.Module) -> Sentences | None:
     return Sentences(SimpleTokenizer(context_length=length), length)
 
 
-def _transformers_pictures(module: nn.Module) -> Pictures | None:
+def _transformers_pictures(module: Any) -> Pictures | None:
     if (name := _transformers_name(module)) is None:
         return None
     from transformers import AutoImageProcessor
 
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        mean, std = processor.image_mean, processor.image_std
-    except (OSError, ValueError, AttributeError):  # not there, not known, or without a mean
-        return None
+    processor = AutoImageProcessor.from_pretrained(name, local_files_only=True)
+    mean, std = processor.image_mean, processor.image_std
     config = getattr(module.config, "vision_config", module.config)
-    size = getattr(config, "image_size", None)
-    if size is None or mean is None or std is None:
-        return None
+    size = config.image_size
     return Pictures(size if isinstance(size, int) else tuple(size), tuple(mean), tuple(std))
 
 
-def _transformers_words(module: nn.Module) -> Sentences | None:
+def _transformers_words(module: Any) -> Sentences | None:
     if (name := _transformers_name(module)) is None:
         return None
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError):
-        return None
+    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
     config = getattr(module.config, "text_config", module.config)
     limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
     known = [limit for limit in limits if limit is not None and limit < LONGEST_GUESS]

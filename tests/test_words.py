@@ -199,3 +199,24 @@ def test_inferred_for_the_embedded_pair(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert found is not None and found.image_size == (64, 64) and found.mean == MEAN
     assert found.text("the dog")["input_ids"].tolist() == [[2, 4, 6, 3]]
     assert Processor.infer(open_clip_vit().visual, clip) is None
+
+
+def test_a_failing_guess_is_no_error() -> None:
+    class Named(torch.nn.Module):
+        name_or_path, config = "nobody/nowhere", object()
+
+        @property
+        def preprocess_cfg(self) -> Any:
+            raise RuntimeError("not what it looks like")
+
+    assert Processor.infer(Named(), Named()) is None
+
+
+def test_inferred_for_the_shipped_pair() -> None:
+    import bridger
+
+    vision, text, own = bridger.load_tiny_clip()
+    found = Processor.infer(vision, text)
+    assert found is not None and found.to_dict() == own.to_dict()
+    sentences = ["the owl on the left", "umbrella"]
+    assert torch.equal(found.text(sentences)["input_ids"], own.text(sentences)["input_ids"])
