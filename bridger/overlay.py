@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bridger.prediction import Prediction
 
 Pixels = npt.NDArray[np.float32]
-DIM, TINT = 0.5, 0.38
+DIM, TINT = 0.6, 0.35
 """Brightness outside of all masks; share of the colour inside."""
 
 
@@ -85,14 +85,21 @@ def _ring(mask: Pixels, width: float) -> Pixels:
 def _caption(picture: Image.Image, words: Sequence[str], scores: Sequence[float]) -> Image.Image:
     """Put a line per expression under the picture: colour, words, score."""
     height = max(20, round(max(picture.size) / 22))
+    lines = [
+        f"{sentence}   {score:.2f}" if score > 0 else f"{sentence}   (nothing found)"
+        for sentence, score in zip(words, scores, strict=True)
+    ]
     font = ImageFont.load_default(0.6 * height)
-    whole = Image.new("RGB", (picture.width, picture.height + height * len(words)), (24, 26, 30))
+    fit = (picture.width - 1.5 * height) / max(map(font.getlength, lines))
+    if fit < 1:  # smaller letters, so that no sentence is cut
+        font = ImageFont.load_default(max(8.0, 0.6 * height * fit))
+    size = (picture.width, picture.height + height * len(lines))
+    whole = Image.new("RGB", size, (24, 26, 30))
     whole.paste(picture)
     pen = ImageDraw.Draw(whole)
-    for index, (sentence, score) in enumerate(zip(words, scores, strict=True)):
+    for index, line in enumerate(lines):
         top = picture.height + index * height
         square = (0.25 * height, top + 0.25 * height, 0.75 * height, top + 0.75 * height)
         pen.rounded_rectangle(square, radius=0.12 * height, fill=COLOURS[index % len(COLOURS)])
-        text = f"{sentence}   {score:.2f}" if score > 0 else f"{sentence}   (nothing found)"
-        pen.text((height, top + 0.5 * height), text, (240, 240, 240), font, anchor="lm")
+        pen.text((height, top + 0.5 * height), line, (240, 240, 240), font, anchor="lm")
     return whole
