@@ -89,10 +89,11 @@ def _caption(picture: Image.Image, words: Sequence[str], scores: Sequence[float]
         f"{sentence}   {score:.2f}" if score > 0 else f"{sentence}   (nothing found)"
         for sentence, score in zip(words, scores, strict=True)
     ]
-    font = ImageFont.load_default(0.6 * height)
-    fit = (picture.width - 1.5 * height) / max(map(font.getlength, lines))
-    if fit < 1:  # smaller letters, so that no sentence is cut
-        font = ImageFont.load_default(max(8.0, 0.6 * height * fit))
+    letters, room = round(0.6 * height), picture.width - 1.5 * height
+    font = ImageFont.load_default(letters)
+    while letters > 8 and max(map(font.getlength, lines)) > room:
+        letters -= 1  # smaller ones, so that no sentence is cut
+        font = ImageFont.load_default(letters)
     size = (picture.width, picture.height + height * len(lines))
     whole = Image.new("RGB", size, (24, 26, 30))
     whole.paste(picture)
