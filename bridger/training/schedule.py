@@ -1,0 +1,61 @@
+"""The order in which a run sees pictures and expressions, fixed before its first step."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from bridger.data import RefCOCO, Sample
+
+
+class Schedule(Dataset[list[Sample]]):
+    """What a run of `length` items sees, item by item.
+
+    Item k depends on (seed, k) alone, so that a resumed run, which skips the first items, goes
+    on as the uninterrupted one. Every picture (with `expressions` = 1: every ref) is seen once
+    before one is seen again, each time with other words.
+
+    Args:
+        dataset: the split.
+        length: items of the run: steps times batch size.
+        expressions: expressions of each item; fewer where a picture has fewer.
+        seed: of the order and the draws.
+    """
+
+    def __init__(self, dataset: RefCOCO, length: int, expressions: int, seed: int) -> None:
+        self.dataset, self.length = dataset, length
+        self.expressions, self.seed = expressions, seed
+        single = [[index] for index in range(len(dataset))]
+        self.groups = single if expressions == 1 else dataset.pictures()
+        self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        """Return an item's refs, all of one picture, each with the one sentence to train on."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"the run has {self.length} items, there is no item {index}")
+        epoch, place = divmod(index, len(self.groups))
+        samples = [self.dataset[ref] for ref in self.groups[self._order_of(epoch)[place]]]
+        words = random.Random(f"{self.seed}/{index}")
+        # Different objects of a picture teach more than two sentences about one of them.
+        first = [(sample, words.choice(sample.sentences)) for sample in samples]
+        words.shuffle(first)
+        taken = {(sample.ref_id, said) for sample, said in first}
+        others = [
+            (s, said) for s in samples for said in s.sentences if (s.ref_id, said) not in taken
+        ]
+        words.shuffle(others)
+        chosen = [*first, *others][: self.expressions]
+        return [replace(sample, sentences=(said,)) for sample, said in chosen]
+
+    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.groups))
+            self._order = (epoch, order)
+        return self._order[1]

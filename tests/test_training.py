@@ -1,0 +1,245 @@
+"""BridgerTrainer and recipes: resuming to the same bits, checkpoints without towers, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_towers import PAIRS, ids, images
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainingArguments
+
+from bridger import BridgedModel, BridgerConfig, attach_bridgers
+from bridger.heads import ReferringSegmentationHead
+from bridger.training import BridgerTrainer, Recipe
+
+SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
+HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
+
+
+class Pictures(Dataset[dict[str, Tensor]]):
+    """Random pictures and texts whose masks are where the picture is bright."""
+
+    def __init__(self, count: int = 8) -> None:
+        self.pixels, self.ids = images(count, 32), ids(4).repeat(count // 4, 1)
+        self.labels = (self.pixels[:, 0] > 0).float()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {
+            "pixel_values": self.pixels[index],
+            "input_ids": self.ids[index],
+            "labels": self.labels[index],
+        }
+
+
+def make_model(config: BridgerConfig | None = SMALL) -> BridgedModel:
+    torch.manual_seed(0)
+    bridged = attach_bridgers(*PAIRS["open_clip_vit"](), 2, config)
+    return bridged.with_head(ReferringSegmentationHead, **HEAD)
+
+
+def make_trainer(folder: Path, model: BridgedModel | None = None, **changes: Any) -> BridgerTrainer:
+    own_names = ("learning_rates", "score", "callbacks", "eval_dataset")
+    own = {name: changes.pop(name) for name in own_names if name in changes}
+    options: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    args = TrainingArguments(**{**options, **changes})
+    data = Pictures()
+    given = {"train_dataset": data, "eval_dataset": data, **own}
+    return BridgerTrainer(model or make_model(), args, **given)
+
+
+def numbers(model: BridgedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.adapter_state_dict().items()}
+
+
+def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    assert list(first) == list(second)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_training_lowers_the_loss_and_leaves_the_towers_alone(tmp_path: Path) -> None:
+    model = make_model()
+    towers = {name: t.clone() for name, t in model.encoder.towers.state_dict().items()}
+    trainer = make_trainer(tmp_path, model, max_steps=30, save_strategy="no")
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert_same(towers, model.encoder.towers.state_dict())
+
+
+def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    resumed = make_trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.state.global_step == 6
+    assert_same(numbers(whole.model), numbers(resumed.model))
+
+
+def test_a_checkpoint_holds_the_adapter_and_no_tower(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    folder = tmp_path / "checkpoint-2"
+    assert not list(folder.glob("*model*")) and not (folder / "training_args.bin").exists()
+    saved = load_file(folder / "bridger.safetensors")
+    assert_same(dict(sorted(saved.items())), dict(sorted(numbers(trainer.model).items())))
+    assert not any("towers." in name for name in saved)
+    again = BridgedModel.from_pretrained(folder, *PAIRS["open_clip_vit"]())
+    assert_same(numbers(trainer.model), numbers(again))
+
+
+def test_evaluation_reports_its_loss_and_leaves_heads_out_of_predictions(tmp_path: Path) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def shapes(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.predictions.shape)
+        return {}
+
+    trainer = make_trainer(tmp_path)
+    assert trainer.evaluate()["eval_loss"] > 0
+    trainer.compute_metrics = shapes
+    trainer.evaluate()
+    assert seen == [(8, 1, 8, 8)]
+
+
+def test_the_best_adapter_by_the_score_is_kept(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+    scores = [0.1, 0.9, 0.3]
+
+    def score(model: BridgedModel) -> dict[str, float]:
+        seen.append(numbers(model))
+        return {"mIoU": scores[len(seen) - 1]}
+
+    options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    trainer = make_trainer(
+        tmp_path, score=score, eval_dataset=None, metric_for_best_model="mIoU", **options
+    )
+    trainer.train()
+    assert trainer.state.best_metric == 0.9
+    assert_same(numbers(trainer.model), seen[1])
+
+
+def test_the_last_step_is_evaluated_too(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def score(model: BridgedModel) -> dict[str, float]:
+        steps.append(trainer.state.global_step)
+        return {"mIoU": 0.0}
+
+    trainer = make_trainer(tmp_path, score=score, eval_strategy="steps", eval_steps=4)
+    trainer.train()
+    assert steps == [4, 6]
+
+
+def test_parts_have_learning_rates_of_their_own(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, learning_rates={"bridgers": 0.5}, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    bridgers = {id(p) for p in trainer.model.encoder.bridgers.parameters()}
+    for group in groups:
+        inside = {id(p) in bridgers for p in group["params"]}
+        assert inside == {group["lr"] == 0.5}
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    trained = [id(p) for group in groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in trainer.model.trainable_parameters())
+    with pytest.raises(ValueError, match="'bridger'.*did you mean 'bridgers'"):
+        make_trainer(tmp_path, learning_rates={"bridger": 1.0})
+
+
+class PressCtrlC(TrainerCallback):
+    """Ctrl-C in the middle of a step, as the user's terminal would send it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_saves_and_resuming_equals_the_whole_run(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    before = signal.getsignal(signal.SIGINT)
+    stopped = make_trainer(tmp_path / "stopped", callbacks=[PressCtrlC(2)])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert stopped.state.global_step == 3
+    resumed = make_trainer(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(numbers(whole.model), numbers(resumed.model))
+
+
+def test_ctrl_c_during_an_evaluation_saves_at_once(tmp_path: Path) -> None:
+    def score(model: BridgedModel) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the evaluation went on")
+
+    options = {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    stopped = make_trainer(tmp_path, score=score, **options)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert (tmp_path / "checkpoint-3" / "bridger.safetensors").is_file()
+
+
+def test_progress_in_a_pipe_is_plain_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_trainer(tmp_path, max_steps=2, save_strategy="no", disable_tqdm=False).train()
+    out, err = capsys.readouterr()
+    assert "step 1/2: loss" in err and "\r" not in err
+    assert out == ""
+
+
+def test_recipes_go_to_json_and_back(tmp_path: Path) -> None:
+    recipe = Recipe(stages=((3, 3), (7, 5)), bridger_options={"hidden_dim": 32}, steps=7)
+    recipe.save(tmp_path / "recipe.json")
+    assert Recipe.load(tmp_path / "recipe.json") == recipe
+    assert Recipe.preset("etris").head["preset"] == "etris"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"step": 3}, "no option 'step'.*'steps'"),
+        ({"steps": 0}, "steps must be a positive whole number, got 0"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number above 0"),
+        ({"warmup": 1.5}, "share of all steps"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ([1], "one JSON object, found list"),
+    ],
+)
+def test_bad_recipes_say_what_is_wrong(tmp_path: Path, values: Any, words: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=words):
+        Recipe.load(path)
+
+
+def test_a_recipe_builds_the_same_head_with_bridgers_and_without() -> None:
+    recipe = Recipe(stages=2, head=HEAD, bridger_options={"hidden_dim": 16, "num_heads": 2})
+    bridged = recipe.build(*PAIRS["open_clip_vit"](), None)
+    alone = recipe.replace(bridgers=None).build(*PAIRS["open_clip_vit"](), None)
+    assert bridged.encoder.bridgers is not None and alone.encoder.bridgers is None
+    assert_same(bridged.heads["head"].state_dict(), alone.heads["head"].state_dict())
