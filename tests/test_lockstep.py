@@ -105,6 +105,31 @@ def test_selective_checkpointing_in_blocks(pair: Pair) -> None:
     assert same(results_and_gradients(pair, pair), expected)
 
 
+def test_gradients_of_a_tensor_used_by_all_three_are_added_in_the_same_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Backward goes by the number of each node, which torch counts in every thread on its own."""
+    from bridger import _engine
+
+    pair, shared = Pair(), torch.randn(16, requires_grad=True)
+    plain = pair.bridge
+    pair.bridge = lambda stage, v, t: plain(stage, v * shared, t * shared)  # type: ignore[method-assign]
+    for tower in (pair.vision, pair.text):
+        for block in tower.blocks:
+            block.register_forward_pre_hook(lambda module, args: (args[0] * shared,))
+
+    def gradient(forward: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        torch.manual_seed(1)
+        vision, text = forward(*inputs())
+        (found,) = torch.autograd.grad(vision.square().mean() + text.pow(3).mean(), shared)
+        return found
+
+    expected = gradient(pair.interleaved)
+    monkeypatch.setattr(_engine, "_idle", type(_engine._idle)())  # fresh workers count from 0
+    assert torch.equal(gradient(pair), expected)
+    assert torch.equal(gradient(pair), expected)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(pair: Pair, mode: Callable[[], Any]) -> None:
     x, y = inputs()
