@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from helpers_lockstep import Pair, inputs, same, use_checkpoints
 
 torch.set_num_threads(1)
 
@@ -17,3 +19,19 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """Two small towers in lockstep, beside a plain loop over the same blocks."""
+    return Pair()
+
+
+@pytest.fixture
+def next_forward_is_right(pair: Pair) -> Iterator[None]:
+    """After a test, whatever went wrong in it, the same model and workers still work."""
+    yield
+    use_checkpoints(pair, "none")
+    x, y = inputs()
+    if not any(hooks.removed for hooks in pair.hooks):
+        assert same(list(pair(x, y)), list(pair.interleaved(x, y)))

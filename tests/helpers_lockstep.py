@@ -185,3 +185,20 @@ def run_python(script: str, timeout: float = 300) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+class Boom(Exception):
+    pass
+
+
+ERRORS = [Boom, StopIteration, SystemExit, GeneratorExit, KeyboardInterrupt, RuntimeError]
+
+
+@contextmanager
+def raising(module: nn.Module, error: BaseException) -> Iterator[None]:
+    def a_frame_of_the_tower(*_: Any) -> None:
+        raise error
+
+    handle = module.register_forward_pre_hook(a_frame_of_the_tower)
+    yield
+    handle.remove()
