@@ -1,4 +1,4 @@
-"""The Bridger written again from METHOD.md's equations: plain functions on a dict of weights."""
+"""The Bridger written again from docs/method.md: plain functions on a dict of weights."""
 
 from __future__ import annotations
 

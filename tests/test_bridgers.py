@@ -1,4 +1,4 @@
-"""Bridgers against METHOD.md section 3, written again in helpers_bridgers.py."""
+"""Bridgers against docs/method.md section 3, written again in helpers_bridgers.py."""
 
 from __future__ import annotations
 

@@ -48,9 +48,8 @@ def direct_warp(image: np.ndarray, size: int, border: list[float]) -> np.ndarray
             for i in range(int(np.floor(y)) - 1, int(np.floor(y)) + 3):
                 for j in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
                     inside = 0 <= i < h and 0 <= j < w
-                    out[row, column] += (
-                        weight(y - i) * weight(x - j) * (image[i, j] if inside else np.array(border))
-                    )
+                    value = image[i, j] if inside else np.array(border)
+                    out[row, column] += weight(y - i) * weight(x - j) * value
     return out
 
 

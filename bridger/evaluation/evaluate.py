@@ -24,7 +24,7 @@ def evaluate(
     head: str | None = None,
     report: Report | None = None,
 ) -> dict[str, float]:
-    """Judge a referring segmentation model by METHOD's rule (section 6).
+    """Judge a referring segmentation model as in docs/method.md, section 6.
 
     Probabilities are brought to the picture's own size as in `predict`, and what lies above the
     threshold is compared with the mask.

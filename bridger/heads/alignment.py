@@ -1,4 +1,4 @@
-"""The two alignments of the referring head: hierarchical, then global (METHOD section 4)."""
+"""The two alignments of the referring head: hierarchical, then global; docs/method.md, 4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixed sine and cosine position codes of the global alignment (METHOD section 4)."""
+"""Fixed sine and cosine position codes of the global alignment (docs/method.md, section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the aligned map to a mask: the sentence becomes a convolution (METHOD section 4)."""
+"""From the aligned map to a mask: the sentence becomes a convolution (docs/method.md, 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Referring segmentation: one mask per expression, the decoder of ETRIS (METHOD sections 4, 5)."""
+"""Referring segmentation: one mask per expression, the decoder of ETRIS; docs/method.md, 4, 5."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class Recipe(Config):
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "quickstart": {},
-    # METHOD section 6; the released step schedule of rates is left to `schedule`.
+    # docs/method.md, section 6; the released step schedule of rates is left to `schedule`.
     "etris": {
         "towers": "open_clip:ViT-B-16-quickgelu:openai",
         "head": {"preset": "etris"},
