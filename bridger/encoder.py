@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bridger.bridgers import BridgerConfig, BridgerStack
-from bridger.expressions import flatten_expressions
+from bridger.expressions import as_released, check_word_length, flatten_expressions
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import Flags, flags_before, hold, release
 from bridger.lockstep import StageHooks, run_lockstep
@@ -32,6 +32,7 @@ def attach_bridgers(
     *,
     trainable: Sequence[str] = (),
     connect: bool = False,
+    word_length: int | None = None,
 ) -> BridgedEncoder:
     """Freeze two towers and bridge them at several depths.
 
@@ -46,10 +47,13 @@ def attach_bridgers(
         config: the Bridgers' config, the name of a preset, or None for no Bridgers at all: the
             stages are then only read, which is the baseline of every comparison.
         trainable: tower tensors that the adapter trains, as glob patterns on "vision.<name>"
-            and "text.<name>"; "positions" stands for all position embeddings. The adapter
-            owns copies, the towers keep theirs.
-        connect: the residual branch of ETRIS' ResNets in the last map (METHOD of the released
-            code); its frozen random weights are saved with the adapter.
+            and "text.<name>"; "positions" stands for all position embeddings, "statistics" for
+            BatchNorm's running ones (kept, not trained). The adapter owns copies, the towers
+            keep theirs.
+        connect: the released ETRIS code's residual in a ResNet's last map. It is no part of CLIP:
+            random, frozen, and saved with the adapter.
+        word_length: how the released code of ETRIS takes texts: padded with id 0 to this many
+            tokens, every id 0 counting as padding wherever it stands. None: as the tower does.
 
     Returns:
         The encoder, `encoder(pixel_values, input_ids) -> BridgedFeatures`.
@@ -62,14 +66,22 @@ def attach_bridgers(
     if isinstance(config, str):
         config = BridgerConfig.preset(config)
     vision, text = find_vision_tower(vision_model), find_text_tower(text_model)
-    return BridgedEncoder(vision, text, stages, config, trainable=trainable, connect=connect)
+    return BridgedEncoder(
+        vision,
+        text,
+        stages,
+        config,
+        trainable=trainable,
+        connect=connect,
+        word_length=word_length,
+    )
 
 
 class BridgedEncoder(nn.Module):
     """A vision and a text tower that exchange information at every stage.
 
     Made by `attach_bridgers`. The towers' own forwards run in lockstep; at stage i the Bridger
-    adds a residual to both hidden states (METHOD: F_v <- F_v + ZL_out(v_i),
+    adds a residual to both hidden states (docs/method.md, section 3: F_v <- F_v + ZL_out(v_i),
     F_t <- F_t + Linear(t_i)).
     """
 
@@ -82,6 +94,7 @@ class BridgedEncoder(nn.Module):
         *,
         trainable: Sequence[str] = (),
         connect: bool = False,
+        word_length: int | None = None,
     ) -> None:
         super().__init__()
         self.vision, self.text, self.config, self.connect = vision, text, config, connect
@@ -89,6 +102,7 @@ class BridgedEncoder(nn.Module):
             stages, [block.name for block in vision.blocks], [block.name for block in text.blocks]
         )
         self.trainable = tuple(trainable)
+        self.word_length = check_word_length(word_length, text.max_length)
         self._enabled = True
         self.dense = vision.dense_projection(connect=connect)
         self.bridgers = None if config is None else self._make_bridgers(config)
@@ -183,6 +197,10 @@ class BridgedEncoder(nn.Module):
                 f"input_ids must be (B, L) or (B, N, L) with the same B as pixel_values"
             )
         ids, token_mask = self.text.prepare(ids, mask)
+        if self.word_length is not None:
+            ids, token_mask = as_released(
+                ids, None if mask is None else token_mask, self.word_length
+            )
         return self._run(pixel_values, ids, token_mask, expressions)
 
     def _run(

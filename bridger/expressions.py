@@ -1,8 +1,9 @@
-"""Several expressions per image: from (B, N, L) to rows and a ragged N without gaps."""
+"""Expressions on their way to the text tower: from (B, N, L) to rows, and released texts."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -58,3 +59,44 @@ def _fill_padding(
     index = source.unsqueeze(-1).expand_as(input_ids)
     mask = None if attention_mask is None else attention_mask.gather(1, index)
     return input_ids.gather(1, index), mask
+
+
+def check_word_length(word_length: int | None, max_length: int) -> int | None:
+    """Return the word length, or raise a ValueError where the text tower cannot take it."""
+    if word_length is not None and not 2 <= word_length <= max_length:
+        raise ValueError(
+            f"word_length must lie between 2 and the text tower's {max_length} tokens, "
+            f"got {word_length}"
+        )
+    return word_length
+
+
+def as_released(
+    input_ids: Tensor, token_mask: Tensor | None, word_length: int
+) -> tuple[Tensor, Tensor]:
+    """Pad and mask texts as the released code of ETRIS does.
+
+    Its Bridgers read padding too, so a text's features depend on the length that it is padded to;
+    and it takes every id 0 for padding, a real "!" included.
+
+    Args:
+        input_ids: (B, L).
+        token_mask: (B, L), the caller's own mask, or None.
+        word_length: the length that it was trained with.
+
+    Returns:
+        ids and mask, both (B, word_length).
+
+    Raises:
+        ValueError: the texts are longer.
+    """
+    missing = word_length - input_ids.shape[1]
+    if missing < 0:
+        raise ValueError(
+            f"this model was trained on {word_length} tokens, got {input_ids.shape[1]}: "
+            f"cut the texts when tokenising, with the end-of-text token as the last one"
+        )
+    real = input_ids != 0
+    if token_mask is not None:
+        real &= token_mask
+    return F.pad(input_ids, (0, missing)), F.pad(real, (0, missing))

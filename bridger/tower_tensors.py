@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bridger.towers import TextTower, VisionTower
 
-POSITIONS = "positions"
+POSITIONS, STATISTICS = "positions", "statistics"
+RUNNING = ("running_mean", "running_var")
 
 
 class TowerTensors(nn.ParameterDict):
@@ -18,7 +19,8 @@ class TowerTensors(nn.ParameterDict):
     Args:
         vision: the vision tower.
         text: the text tower.
-        patterns: globs on "vision.<name>" and "text.<name>", or "positions".
+        patterns: globs on "vision.<name>" and "text.<name>", "positions", or "statistics":
+            BatchNorm's running ones. These are frozen here: a checkpoint fills them.
 
     Raises:
         ValueError: a pattern fits no parameter.
@@ -30,11 +32,12 @@ class TowerTensors(nn.ParameterDict):
             found = list(_matching(vision, text, pattern))
             if not found:
                 raise ValueError(
-                    f"trainable={pattern!r} fits no tower tensor; write 'positions', or a glob on "
-                    f"'vision.<name>' or 'text.<name>' such as 'text.ln_final.*'"
+                    f"trainable={pattern!r} fits no tower tensor; write 'positions', 'statistics', "
+                    f"or a glob on 'vision.<name>' or 'text.<name>' such as 'text.ln_final.*'"
                 )
-            for side, name, parameter in found:
-                self[_key(side, name)] = nn.Parameter(parameter.detach().clone().float())
+            for side, name, tensor in found:
+                copy = tensor.detach().clone().float()
+                self[_key(side, name)] = nn.Parameter(copy, requires_grad=pattern != STATISTICS)
 
     def by_tower(self) -> dict[str, dict[str, Tensor]]:
         """Return {"vision": {name: tensor}, "text": {name: tensor}}, names below the tower."""
@@ -51,14 +54,23 @@ def _key(side: str, name: str) -> str:
 
 def _matching(
     vision: VisionTower, text: TextTower, pattern: str
-) -> Iterator[tuple[str, str, nn.Parameter]]:
-    inner = set(vision.module.parameters())
+) -> Iterator[tuple[str, str, Tensor]]:
+    inner = {*vision.module.parameters(), *vision.module.buffers()}
     for side, tower in (("vision", vision), ("text", text)):
         positions = tower.position_names()
-        for name, parameter in tower.module.named_parameters():
+        statistics = pattern == STATISTICS
+        named = tower.module.named_buffers() if statistics else tower.module.named_parameters()
+        for name, tensor in named:
             # A whole CLIP on the text side holds the vision tower too, which is named "vision".
-            if side == "text" and parameter in inner:
+            if side == "text" and tensor in inner:
                 continue
-            full = f"{side}.{name}"
-            if name in positions if pattern == POSITIONS else fnmatchcase(full, pattern):
-                yield side, name, parameter
+            if _fits(pattern, side, name, positions):
+                yield side, name, tensor
+
+
+def _fits(pattern: str, side: str, name: str, positions: tuple[str, ...]) -> bool:
+    if pattern == POSITIONS:
+        return name in positions
+    if pattern == STATISTICS:
+        return name.rpartition(".")[2] in RUNNING
+    return fnmatchcase(f"{side}.{name}", pattern)
