@@ -1,0 +1,1 @@
+"""The `bridger` command: one file per verb, what they share in base.py."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 KNOWN = (
     "tiny (the embedded pair), open_clip:MODEL[:PRETRAINED][@SIZE] such as "
-    "open_clip:ViT-B-16-quickgelu:openai@416, or transformers:MODEL such as "
-    "transformers:openai/clip-vit-base-patch16"
+    "open_clip:ViT-B-16-quickgelu:openai@416, transformers:MODEL such as "
+    "transformers:openai/clip-vit-base-patch16, or etris:FILE (a released ETRIS checkpoint)"
 )
 
 
@@ -21,7 +21,8 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
 
     Args:
         name: "tiny", the embedded pair; "open_clip:MODEL[:PRETRAINED][@SIZE]", with SIZE the
-            side of the pictures in pixels; or "transformers:MODEL".
+            side of the pictures in pixels; "transformers:MODEL"; or "etris:FILE", the towers in
+            a released ETRIS checkpoint.
 
     Returns:
         The vision tower, the text tower, and the processor where it comes with them.
@@ -41,6 +42,8 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
 
         both: Any = AutoModel.from_pretrained(model)
         return both, both, None
+    if library == "etris" and model:
+        return _from_etris(model)
     raise ValueError(f"towers {name!r} are unknown; known are {KNOWN}")
 
 
@@ -54,3 +57,11 @@ def _from_open_clip(model: str) -> tuple[nn.Module, nn.Module, Processor | None]
     options = {"force_image_size": int(size)} if size else {}
     clip: Any = open_clip.create_model(name, pretrained=pretrained or None, **options)
     return clip.visual, clip, None
+
+
+def _from_etris(path: str) -> tuple[nn.Module, nn.Module, Processor | None]:
+    from bridger import etris
+
+    model = etris.load(path)
+    model.detach()
+    return model.encoder.vision.module, model.encoder.text.module, model.processor

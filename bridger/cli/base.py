@@ -1,0 +1,162 @@
+"""What the verbs share: how they are declared, argument types, how figures are shown.
+
+A verb is a module with `HELP` and `EXAMPLES` (texts), `register(parser)`, which adds its
+arguments, and `run(args)`, which does the work and returns what `--json` writes. Heavy imports
+stand inside `run`, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
+    """Add a verb's parser to argparse's subparsers, with the options that all verbs take."""
+    parser = verbs.add_parser(
+        name,
+        help=module.HELP,
+        description=module.HELP[0].upper() + module.HELP[1:] + ".",
+        epilog="examples:\n" + module.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.register(parser)
+    common = parser.add_argument_group("for scripts")
+    common.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
+    common.add_argument("--debug", action="store_true", help="show errors with their traceback")
+    parser.set_defaults(run=module.run)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number, `least` or more."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+        return value
+
+    return parse
+
+
+def share(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the options that say where annotated pictures are."""
+    parser.add_argument(
+        "--data",
+        required=required,
+        type=Path,
+        metavar="DIR",
+        help="folder in RefCOCO's layout (`bridger data scenes DIR` makes one)",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="refcoco",
+        metavar="NAME",
+        help="folder of the annotations: refcoco, refcoco+ or refcocog (default: refcoco)",
+    )
+    parser.add_argument(
+        "--split-by", default="unc", metavar="WHO", help="unc, umd or google (default: unc)"
+    )
+
+
+def add_towers_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which towers an adapter is for."""
+    parser.add_argument(
+        "--towers",
+        metavar="NAME",
+        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL or etris:FILE "
+        "(default: what the adapter's recipe says, else tiny)",
+    )
+
+
+def towers_of(adapter: Path, given: str | None) -> str:
+    """Return the towers of an adapter: those given, or what the recipe beside it says."""
+    recipe = adapter / "recipe.json"
+    if given is not None or not recipe.is_file():
+        return given or "tiny"
+    name: str = json.loads(recipe.read_text()).get("towers", "tiny")
+    return name
+
+
+def load_model(adapter: Path, towers: str | None) -> Any:
+    """Load an adapter onto its towers, ready to answer."""
+    from bridger.model import BridgedModel
+    from bridger.training.pairs import load_towers
+
+    if not adapter.is_dir():
+        raise FileNotFoundError(f"there is no adapter folder {adapter}")
+    import torch
+
+    vision, text, processor = load_towers(towers_of(adapter, towers))
+    model = BridgedModel.from_pretrained(adapter, vision, text)
+    model.processor = model.processor or processor
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def say(*lines: str) -> None:
+    """Print lines for people, at once."""
+    print(*lines, sep="\n", flush=True)
+
+
+def table(rows: Mapping[str, Mapping[str, float]], first: str = "split") -> list[str]:
+    """Lay out shares as percentages, one row per key."""
+    columns = list(next(iter(rows.values())))
+    width = max(len(first), *(len(name) for name in rows))
+    lines = [f"{first:<{width}}  " + "  ".join(f"{column:>6}" for column in columns)]
+    for name, values in rows.items():
+        figures = (f"{100 * values[column]:>{max(6, len(column))}.2f}" for column in columns)
+        lines.append(f"{name:<{width}}  " + "  ".join(figures))
+    return lines
+
+
+def figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are shares: all but the loss."""
+    return {name: value for name, value in metrics.items() if name != "loss"}
+
+
+def megabytes(count: int) -> str:
+    """Write a number of bytes in MB."""
+    return f"{count / 1e6:.2f} MB"
+
+
+class Counter:
+    """Says on stderr how far an evaluation is: in place on a terminal, else at every tenth."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.shown = name, -1
+
+    def __call__(self, done: int, total: int) -> None:
+        terminal = sys.stderr.isatty()
+        step = 100 * done // total if terminal else 10 * done // total
+        if step == self.shown:
+            return
+        self.shown = step
+        text = f"{self.name}: {done}/{total}"
+        if terminal:
+            print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done == total:
+            print(text, file=sys.stderr, flush=True)
+
+
+def one_line(parts: Iterable[str]) -> str:
+    """Join the lines of a message."""
+    return " ".join(" ".join(parts).split())

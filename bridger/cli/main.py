@@ -1,0 +1,103 @@
+"""The `bridger` command: exit codes, errors in one line, `--json`.
+
+0: done. 1: an error, said in one line on stderr (`--debug` shows its traceback). 2: wrong usage.
+130: Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from bridger import __version__
+from bridger.cli import convert, data, evaluate, inspect, predict, quickstart, train
+from bridger.cli.base import add_verb, one_line
+
+VERBS = {
+    "quickstart": quickstart,
+    "data": data,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "inspect": inspect,
+    "convert": convert,
+}
+EXAMPLES = """examples:
+  bridger quickstart                                     the main job, end to end
+  bridger predict picture.jpg "the owl on the left"      a mask and an overlay
+  bridger train --help                                   what a verb takes
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="bridger",
+        description="Tune frozen dual-encoder vision-language models with Bridgers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bridger {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
+    for name, module in VERBS.items():
+        add_verb(verbs, name, module)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: the arguments; by default the process's own.
+
+    Returns:
+        The exit code.
+    """
+    args = build_parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        result = args.run(args)
+        if args.json is not None:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        sys.stdout.flush()
+    except KeyboardInterrupt as interruption:
+        print(f"bridger: interrupted{_reason(interruption)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone; keep Python from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if args.debug:
+            raise
+        message = one_line(str(error).splitlines()) or type(error).__name__
+        print(f"bridger {args.verb}: error: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _reason(interruption: KeyboardInterrupt) -> str:
+    return f"; {interruption}" if str(interruption) else ""
+
+
+def _show_warning(message: Warning | str, category: Any, *_: Any, **__: Any) -> None:
+    # What libraries will change one day is no news for somebody at a shell.
+    if issubclass(category, UserWarning):
+        print(f"bridger: warning: {one_line(str(message).splitlines())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

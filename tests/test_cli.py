@@ -1,0 +1,284 @@
+"""The `bridger` command: exit codes, one-line errors, JSON, and the verbs end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_etris import small
+
+import bridger
+from bridger import attach_bridgers
+from bridger.cli import base, main, quickstart, train
+from bridger.data import RefCOCO, Sample
+from bridger.data.scenes import write_scenes
+from bridger.evaluation.evaluate import evaluate
+from bridger.evaluation.metrics import SegmentationMetrics
+from bridger.heads import ReferringSegmentationHead
+from bridger.training.schedule import Schedule
+
+HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
+QUICK = [f"head={json.dumps(HEAD)}", "batch_size=4", "evaluations=1"]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main.main([str(arg) for arg in argv])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, {"train": 6, "val": 2, "testA": 2, "testB": 2}, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained adapter for the embedded pair."""
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    vision, text, processor = bridger.load_tiny_clip()
+    model = attach_bridgers(vision, text, 2).with_head(ReferringSegmentationHead, **HEAD)
+    model.processor = processor
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_importing_the_command_is_light() -> None:
+    code = (
+        "import sys, bridger.cli.main as m; m.build_parser();"
+        "print([n for n in ('transformers', 'open_clip', 'timm', 'torchvision', 'PIL') "
+        "if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", sorted(main.VERBS))
+def test_every_verb_explains_itself_with_examples(verb: str, run: Run, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(verb, "--help")
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert f"  bridger {verb}" in text.split("examples:")[1]
+    assert "--json FILE" in text and "--debug" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "VERB"),
+        (["trian"], "invalid choice"),
+        (["train", "--out", "x"], "--data"),
+        (["quickstart", "--steps", "0"], "expected a whole number from 1, got '0'"),
+        (["predict", "a.png", "the owl", "--threshold", "2"], "expected a number from 0 to 1"),
+    ],
+)
+def test_wrong_usage_exits_2(argv: list[str], words: str, run: Run, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(*argv)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_errors_are_one_line_and_debug_shows_more(run: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    cases: list[tuple[list[object], str]] = [
+        (["inspect", missing], "no adapter folder"),
+        (["inspect", tmp_path], "holds no adapter"),
+        (["predict", missing / "a.png", "the owl"], "there is no picture"),
+        (["train", "--data", missing, "--out", tmp_path], "missing"),
+        (["train", "--data", missing, "--out", tmp_path, "--set", "step=3"], "mean 'steps'"),
+        (["train", "--data", missing, "--out", tmp_path, "--set", "steps"], "OPTION=VALUE"),
+        (["evaluate", missing, "--data", missing], "missing"),
+        (["convert", missing, tmp_path / "x"], "no checkpoint file"),
+        (["data", "scenes", tmp_path, *"--train 0 --val 0 --testA 0 --testB 0".split()], "empty"),
+    ]
+    for argv, words in cases:
+        code, _, err = run(*argv)
+        assert code == 1 and words in err, err
+        assert len(err.splitlines()) == 1 and err.startswith(f"bridger {argv[0]}: error: ")
+    with pytest.raises(FileNotFoundError):
+        run("inspect", missing, "--debug")
+
+
+def test_ctrl_c_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def pressed(plan: Any) -> None:
+        raise KeyboardInterrupt("the same command goes on")
+
+    monkeypatch.setattr(quickstart, "perform", pressed)
+    code, _, err = run("quickstart", "--out", tmp_path)
+    assert (code, err.strip()) == (130, "bridger: interrupted; the same command goes on")
+
+
+def test_data_scenes_writes_a_data_set_once(run: Run, tmp_path: Path) -> None:
+    folder, figures = tmp_path / "scenes", tmp_path / "figures.json"
+    counts = "--train 2 --val 1 --testA 0 --testB 0 --size 64".split()
+    code, out, _ = run("data", "scenes", folder, *counts, "--json", figures)
+    assert code == 0 and "train: 2 pictures" in out
+    assert json.loads(figures.read_text())["pictures"]["train"] == 2
+    assert len(RefCOCO(folder, "train").pictures()) == 2
+    assert run("data", "scenes", folder)[0] == 1
+
+
+def test_inspect_adds_up_the_parts(run: Run, adapter: Path, tmp_path: Path) -> None:
+    code, out, _ = run("inspect", adapter, "--json", tmp_path / "a.json")
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert code == 0 and "vision tower: open_clip ModifiedResNet" in out
+    assert set(found["parts"]) >= {"bridgers", "head head"}
+    inside = sum(part["bytes"] for part in found["parts"].values())
+    assert inside <= found["bytes"] < inside + 200_000
+
+
+def test_predict_writes_masks_of_the_pictures_size(
+    run: Run, adapter: Path, scenes: Path, tmp_path: Path
+) -> None:
+    sample = RefCOCO(scenes, "val")[0]
+    picture = tmp_path / "wide.png"
+    Image.open(sample.image_path).resize((90, 40)).save(picture)
+    files = ["--out", tmp_path / "m.png", "--overlay", tmp_path / "seen.png"]
+    options = ["--adapter", adapter, *files, "--json", tmp_path / "p.json", "--threshold", "0"]
+    code, out, _ = run("predict", picture, "the owl", "the red car", *options)
+    assert code == 0
+    assert all(word in out for word in ("loading", "running", "writing"))
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert [part["words"] for part in found["found"]] == ["the owl", "the red car"]
+    masks = [np.asarray(Image.open(tmp_path / f"m-{i}.png")) for i in (1, 2)]
+    assert all(m.shape == (40, 90) and set(np.unique(m)) <= {0, 255} for m in masks)
+    assert (tmp_path / "seen.png").is_file()
+
+
+def test_convert_goes_both_ways(run: Run, tmp_path: Path) -> None:
+    state = small("rn50")
+    source, adapter, back = (tmp_path / name for name in ("etris.pth", "adapter", "back.pth"))
+    torch.save({"state_dict": state, "epoch": 3}, source)
+    code, out, err = run("convert", source, adapter)
+    assert code == 0 and f"--towers etris:{source}" in out, err
+    code, _, err = run("convert", adapter, back, "--to-etris", "--towers", f"etris:{source}")
+    assert code == 0, err
+    again = torch.load(back, weights_only=True)["state_dict"]
+    assert [name for name in state if not torch.equal(state[name], again[name])] == []
+
+
+@pytest.mark.slow
+def test_train_interrupt_resume_evaluate(
+    run: Run, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "adapter"
+    argv = ["train", "--data", scenes, "--out", out]
+    changes = [word for change in QUICK for word in ("--set", change)]
+    code, said, err = run(*argv, "--steps", 3, *changes)
+    assert code == 0, err
+    assert "trainable parameters" in said and f"bridger evaluate {out}" in said
+    assert run(*argv, "--steps", 3, *changes)[0] == 1  # the folder holds a run
+    code, _, err = run(*argv, "--resume", "--steps", 5)
+    assert code == 1 and "differs in steps" in err
+    assert run(*argv, "--resume")[0] == 0  # nothing is left to do
+    code, said, _ = run("evaluate", out, "--data", scenes, "--json", tmp_path / "e.json")
+    assert code == 0 and "testB" in said
+    figures = json.loads((tmp_path / "e.json").read_text())["splits"]
+    assert list(figures) == ["val", "testA", "testB"]
+    assert set(figures["val"]) == {"mIoU", "oIoU", *(f"P@0.{i}" for i in range(5, 10)), "loss"}
+
+
+@pytest.mark.slow
+def test_the_short_quickstart_goes_through(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "quick"
+    code, said, err = run("quickstart", "--short", "--steps", 2, "--out", out)
+    assert code == 0, err
+    assert "try next:" in said and "testA" in said
+    assert Image.open(out / "seen.png").size[0] >= 128
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["bytes"] < figures["tower_bytes"]
+    code, _, err = run("quickstart", "--short", "--out", out)
+    assert code == 1 and "finished run" in err
+
+
+# What the verbs stand on.
+
+
+def test_evaluate_equals_predict_on_every_sentence(adapter: Path, scenes: Path) -> None:
+    model, split = base.load_model(adapter, None), RefCOCO(scenes, "val")
+    expected, losses = SegmentationMetrics(), 0
+    for index, sentence in split.expressions():
+        sample = split[index]
+        result: Any = model.predict(sample.image_path, sample.sentences[sentence], 0.5)
+        expected.update(result.masks[0], sample.mask > 0)
+        losses += 1
+    figures = evaluate(model, split, threshold=0.5, batch_size=5)
+    assert figures.pop("loss") > 0
+    assert figures == pytest.approx(expected.compute(), abs=1e-3)
+    first = evaluate(model, split, threshold=0.5, first_sentence=True)
+    assert 0 <= first["mIoU"] <= 1 and losses == len(expected)
+
+
+@pytest.mark.parametrize("expressions", [1, 3])
+def test_a_schedule_shows_every_picture_once_an_epoch(scenes: Path, expressions: int) -> None:
+    data = RefCOCO(scenes, "train")
+    groups = len(data) if expressions == 1 else len(data.pictures())
+    schedule = Schedule(data, 2 * groups, expressions, seed=4)
+
+    def key(items: list[Sample]) -> int:
+        return items[0].ref_id if expressions == 1 else items[0].image_id
+
+    epochs = [[key(schedule[e * groups + i]) for i in range(groups)] for e in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(set(epochs[0]))
+    assert epochs[0] != epochs[1]
+    for index in range(len(schedule)):
+        items = schedule[index]
+        assert 1 <= len(items) <= expressions
+        assert all(len(sample.sentences) == 1 for sample in items)
+        assert len({sample.image_id for sample in items}) == 1
+        assert len({(s.ref_id, s.sentences) for s in items}) == len(items)
+    # An item depends on its number alone.
+    again = Schedule(data, 2 * groups, expressions, seed=4)
+    last = 2 * groups - 1
+    assert [(s.ref_id, s.sentences) for s in again[last]] == [
+        (s.ref_id, s.sentences) for s in schedule[last]
+    ]
+
+
+def test_a_changed_option_is_json_or_a_word() -> None:
+    assert train._parse_change("bridgers=null") == ("bridgers", None)
+    assert train._parse_change("schedule=linear") == ("schedule", "linear")
+    assert train._parse_change('head={"width": 64}') == ("head", {"width": 64})
+
+
+def test_towers_come_from_the_recipe_beside_an_adapter(tmp_path: Path) -> None:
+    assert base.towers_of(tmp_path, None) == "tiny"
+    (tmp_path / "recipe.json").write_text('{"towers": "transformers:some/clip"}')
+    assert base.towers_of(tmp_path, None) == "transformers:some/clip"
+    assert base.towers_of(tmp_path, "tiny") == "tiny"
+
+
+def test_the_study_does_not_repeat_finished_runs(tmp_path: Path) -> None:
+    figures = {"recipe": {"steps": 7}, "splits": {s: {"mIoU": 0.25} for s in quickstart.SPLITS}}
+    for variant in ("bridgers", "head-alone"):
+        for seed in (0, 1):
+            folder = tmp_path / f"{variant}-seed-{seed}"
+            folder.mkdir()
+            (folder / "metrics.json").write_text(json.dumps(figures))
+    script = Path(__file__).parent.parent / "examples" / "quickstart_study.py"
+    argv = [sys.executable, str(script), "--out", str(tmp_path), "--seeds", "0", "1"]
+    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ}, check=True)
+    assert "25.00 +- 0.00" in done.stdout
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert study["bridgers"]["testB"]["values"] == [0.25, 0.25]
