@@ -54,9 +54,7 @@ def save(
     if model.processor is not None:
         model.processor.save(folder)
     tensors = {
-        name: tensor.detach()
-        .to("cpu", dtype if tensor.is_floating_point() else None)
-        .contiguous()
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in model.adapter_state_dict().items()
     }
     weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
