@@ -1,0 +1,42 @@
+"""The examples run, and stay short."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *args: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_training_loop_saves_an_adapter_that_segments_a_picture(tmp_path: Path) -> None:
+    printed = run("quickstart.py", "--steps", "2", "--scenes", "4", folder=tmp_path)
+    assert "saved my-adapter" in printed and "step 2: loss" in printed
+    Image.fromarray(np.full((60, 90, 3), 200, np.uint8)).save(tmp_path / "picture.png")
+    words = ["the owl on the left", "drum"]
+    printed = run("own_image.py", "picture.png", *words, "--adapter", "my-adapter", folder=tmp_path)
+    assert all(f"{said}: score" in printed for said in words)
+    with Image.open(tmp_path / "seen.png") as seen:
+        assert abs(seen.size[1] - seen.size[0] * 60 / 90) < 1
+
+
+@pytest.mark.parametrize("name", ["quickstart.py", "own_image.py"])
+def test_the_first_examples_are_short(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) < 60
