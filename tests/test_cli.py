@@ -208,8 +208,10 @@ def test_the_short_quickstart_goes_through(run: Run, tmp_path: Path) -> None:
     assert Image.open(out / "seen.png").size[0] >= 128
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["bytes"] < figures["tower_bytes"]
-    code, _, err = run("quickstart", "--short", "--out", out)
-    assert code == 1 and "finished run" in err
+    code, again, _ = run("quickstart", "--short", "--steps", 2, "--out", out)
+    assert code == 0 and "holds this run already" in again and "testB" in again
+    code, _, err = run("quickstart", "--short", "--seed", "1", "--out", out)
+    assert code == 1 and "another recipe" in err
 
 
 # What the verbs stand on.

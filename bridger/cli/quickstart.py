@@ -14,6 +14,7 @@ from bridger.cli.data import DEFAULTS, describe_data
 
 if TYPE_CHECKING:
     from bridger.model import BridgedModel
+    from bridger.training import Recipe
 
 HELP = "make scenes, tune a frozen pair of towers, judge it, segment a picture"
 EXAMPLES = """\
@@ -74,17 +75,11 @@ def perform(plan: Plan) -> dict[str, Any]:
     """Make scenes, train, judge, save and show; return the figures.
 
     Raises:
-        FileExistsError: the folder holds a finished run.
+        FileExistsError: the folder holds a finished run of another recipe.
         KeyboardInterrupt: Ctrl-C; what was trained is saved, and the next call goes on.
     """
     from bridger.training import Recipe
     from bridger.training.run import CHECKPOINTS, train
-
-    if (plan.out / METRICS_FILE).exists():
-        raise FileExistsError(f"{plan.out} holds a finished run: choose another folder")
-    started = time.monotonic()
-    make_scenes(plan)
-    from bridger.data import RefCOCO
 
     changes: dict[str, Any] = {"seed": plan.seed}
     if plan.steps or plan.short:
@@ -92,6 +87,12 @@ def perform(plan: Plan) -> dict[str, Any]:
     if not plan.bridgers:
         changes["bridgers"] = None
     recipe = Recipe.preset("quickstart", **changes)
+    if (plan.out / METRICS_FILE).exists():
+        return show_again(plan.out, recipe)
+    started = time.monotonic()
+    make_scenes(plan)
+    from bridger.data import RefCOCO
+
     resume = any((plan.out / CHECKPOINTS).glob("checkpoint-*"))
     with_or_without = "Bridgers and head" if plan.bridgers else "the head alone"
     say(f"training {with_or_without} on the frozen Tiny CLIP, {recipe.steps} steps")
@@ -115,6 +116,18 @@ def perform(plan: Plan) -> dict[str, Any]:
     (plan.out / METRICS_FILE).write_text(json.dumps(summary, indent=2) + "\n")
     say(f"all of it took {seconds['all']:.0f} s")
     model.detach()
+    return summary
+
+
+def show_again(out: Path, recipe: Recipe) -> dict[str, Any]:
+    """Print the figures of a finished run in place of repeating it."""
+    summary: dict[str, Any] = json.loads((out / METRICS_FILE).read_text())
+    if summary["recipe"] != json.loads(json.dumps(recipe.to_dict())):
+        raise FileExistsError(
+            f"{out} holds a finished run of another recipe: choose another folder with --out"
+        )
+    say(f"{out} holds this run already (remove it, or choose another --out, to train anew)", "")
+    say(*table({name: figures(metrics) for name, metrics in summary["splits"].items()}))
     return summary
 
 
