@@ -4,6 +4,7 @@ from bridger import BridgedModel, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
 """
 
+from bridger import etris
 from bridger.bridgers import BridgerConfig
 from bridger.encoder import BridgedEncoder, attach_bridgers
 from bridger.features import BridgedFeatures, EncoderSpec
@@ -24,5 +25,6 @@ __all__ = [
     "Prediction",
     "Processor",
     "attach_bridgers",
+    "etris",
     "load_tiny_clip",
 ]
