@@ -217,7 +217,7 @@ def name_accuracy(model: nn.Module, tokenizer: Any, per_kind: int = 8) -> tuple[
 
 
 @torch.inference_mode()
-def group_accuracy(model: nn.Module, tokenizer: Any, groups: int = 150) -> dict[str, float]:
+def group_accuracy(model: nn.Module, tokenizer: Any, groups: int = 50) -> dict[str, float]:
     """How often a picture finds its own caption among those of its group, by sort.
 
     The pictures of a group show the same objects, so names do not help; chance is one over the
