@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,13 +176,13 @@ def conclude(model: BridgedModel, plan: Plan, picture: dict[str, str]) -> dict[s
 
     size = (plan.out / WEIGHTS_FILE).stat().st_size
     towers = sum(p.numel() * p.element_size() for p in model.encoder.towers.parameters())
+    words = shlex.quote(picture["words"])
     model.print_trainable_parameters()
     say(
         f"saved {plan.out} ({megabytes(size)}; the frozen towers are {megabytes(towers)} and are "
         f"not saved again)",
         "try next:",
-        f"  bridger predict {picture['image']} {picture['words']!r} --adapter {plan.out} "
-        f"--overlay mine.png",
+        f"  bridger predict {picture['image']} {words} --adapter {plan.out} --overlay mine.png",
         f"  bridger inspect {plan.out}",
         f"  bridger quickstart --no-bridgers --data {plan.data} --out head-alone",
     )
