@@ -212,7 +212,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "quickstart": {
         "bridger_options": {"dropout": 0.0},
         "head": {"width": 96, "num_layers": 2, "num_heads": 4, "dropout": 0.0},
-        "steps": 450,
+        "steps": 480,
         "learning_rate": 2e-3,
         "warmup": 0.1,
         "evaluations": 2,
