@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bridger._files import replacing
 from bridger.bridgers import BridgerConfig
 from bridger.encoder import BridgedEncoder, attach_bridgers
 from bridger.heads import get_head
@@ -57,16 +58,10 @@ def save(
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in model.adapter_state_dict().items()
     }
-    weights = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    readable = folder / f".{CONFIG_FILE}.{os.getpid()}"
-    try:
+    # The inner one, the weights, is put in place first.
+    with replacing(folder / CONFIG_FILE) as readable, replacing(folder / WEIGHTS_FILE) as weights:
         save_file(tensors, weights, metadata={"format": "pt", "bridger_config": text})
         readable.write_text(text)
-        os.replace(weights, folder / WEIGHTS_FILE)
-        os.replace(readable, folder / CONFIG_FILE)
-    finally:
-        for left_over in (weights, readable):
-            left_over.unlink(missing_ok=True)
 
 
 def describe(model: BridgedModel) -> dict[str, Any]:

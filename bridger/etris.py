@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bridger._etris_names import released_slots
+from bridger._files import replacing
 from bridger.bridgers import BridgerConfig
 from bridger.encoder import attach_bridgers
 from bridger.heads import ReferringSegmentationHead
@@ -76,13 +77,8 @@ def save(model: BridgedModel, path: str | os.PathLike[str]) -> None:
 
     The file appears whole or not at all.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(Path(path)) as partial:
         torch.save({"state_dict": to_state_dict(model)}, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def from_state_dict(
