@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
-
-if TYPE_CHECKING:
-    from bridger.processing import Processor
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny_clip"
 LONGEST_GUESS = 1_000_000
@@ -32,24 +29,36 @@ class Sentences(NamedTuple):
     max_length: int
 
 
-def infer_processor(vision: nn.Module, text: nn.Module) -> Processor | None:
-    """Return the processor of two towers, or None where one side cannot be known.
+def known_inputs(vision: nn.Module, text: nn.Module) -> tuple[Pictures, Sentences] | None:
+    """Return how two towers take pictures and words, or None where one side cannot be known.
 
     Attaching must work without a network and whatever lies in the cache, so nothing is
     downloaded, and a guess that fails is no error.
     """
-    from bridger.processing import Processor
-
     pictures = _first(vision, _embedded_pictures, _open_clip_pictures, _transformers_pictures)
     if pictures is None:
         return None
     sentences = _first(text, _embedded_words, _open_clip_words, _transformers_words)
-    if sentences is None:
-        return None
-    try:
-        return Processor(*pictures, *sentences)
-    except ValueError:  # a model's own description of itself that cannot be
-        return None
+    return None if sentences is None else (pictures, sentences)
+
+
+def embedded_config() -> Any:
+    """Return open_clip's config of the embedded pair."""
+    return json.loads((EMBEDDED / "open_clip_config.json").read_text())
+
+
+def embedded_inputs() -> tuple[Pictures, Sentences]:
+    """Return how the embedded pair takes pictures and words."""
+    from transformers import PreTrainedTokenizerFast
+
+    config = embedded_config()
+    model, preprocess = config["model_cfg"], config["preprocess_cfg"]
+    size = model["vision_cfg"]["image_size"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(EMBEDDED))
+    return (
+        Pictures(size, tuple(preprocess["mean"]), tuple(preprocess["std"])),
+        Sentences(tokenizer, model["text_cfg"]["context_length"]),
+    )
 
 
 def _first(module: nn.Module, *ways: Callable[[nn.Module], Any]) -> Any:
@@ -63,39 +72,27 @@ def _first(module: nn.Module, *ways: Callable[[nn.Module], Any]) -> Any:
     return None
 
 
-def _embedded_config() -> Any:
-    path = EMBEDDED / "open_clip_config.json"
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
 def _embedded_pictures(module: Any) -> Pictures | None:
     """The embedded vision tower is known by its shape, which no published model has."""
-    config, visual = _embedded_config(), getattr(module, "visual", module)
-    if config is None or type(visual).__name__ != "ModifiedResNet":
+    visual = getattr(module, "visual", module)
+    if type(visual).__name__ != "ModifiedResNet":
         return None
-    vision = config["model_cfg"]["vision_cfg"]
+    vision = embedded_config()["model_cfg"]["vision_cfg"]
     blocks = [len(getattr(visual, f"layer{i}")) for i in (1, 2, 3, 4)]
     found = (blocks, visual.conv1.weight.shape[0], visual.image_size)
-    if found != (vision["layers"], vision["width"] // 2, vision["image_size"]):
-        return None
-    preprocess = config["preprocess_cfg"]
-    return Pictures(vision["image_size"], tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    expected = (vision["layers"], vision["width"] // 2, vision["image_size"])
+    return embedded_inputs()[0] if found == expected else None
 
 
 def _embedded_words(module: nn.Module) -> Sentences | None:
-    config = _embedded_config()
-    if config is None:
-        return None
-    text = config["model_cfg"]["text_cfg"]
+    text = embedded_config()["model_cfg"]["text_cfg"]
     module = getattr(module, "text", module)
     table = getattr(module, "token_embedding", None)
     shape = tuple(table.weight.shape) if isinstance(table, nn.Embedding) else None
     length = getattr(module, "context_length", None)
     if shape != (text["vocab_size"], text["width"]) or length != text["context_length"]:
         return None
-    from transformers import PreTrainedTokenizerFast
-
-    return Sentences(PreTrainedTokenizerFast.from_pretrained(str(EMBEDDED)), length)
+    return embedded_inputs()[1]
 
 
 def _open_clip_pictures(module: nn.Module) -> Pictures | None:

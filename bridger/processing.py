@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bridger._files import replacing
+from bridger.known_towers import known_inputs
 from bridger.pictures import ImageLike, read_picture
 from bridger.prediction import Prediction
 from bridger.warp import Placement
@@ -182,9 +184,8 @@ class Processor:
         folder.mkdir(parents=True, exist_ok=True)
         words = {"kind": self.words.kind, "options": self.words.save(folder)}
         text = json.dumps({**self.to_dict(), "tokenizer": words}, indent=2)
-        fresh = folder / f".{FILE}.{os.getpid()}"
-        fresh.write_text(text + "\n")
-        os.replace(fresh, folder / FILE)
+        with replacing(folder / FILE) as fresh:
+            fresh.write_text(text + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Processor:
@@ -218,6 +219,10 @@ class Processor:
         Returns:
             The processor, or None: then `predict` says what to pass.
         """
-        from bridger.known_towers import infer_processor
-
-        return infer_processor(vision_module, text_module)
+        known = known_inputs(vision_module, text_module)
+        if known is None:
+            return None
+        try:
+            return Processor(*known[0], *known[1])
+        except ValueError:  # a model's own description of itself that cannot be
+            return None

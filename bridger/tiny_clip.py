@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from torch import nn
 
+from bridger.known_towers import EMBEDDED, embedded_config, embedded_inputs
 from bridger.processing import Processor
 
-ASSETS = Path(__file__).parent / "assets"
-TINY_CLIP = ASSETS / "tiny_clip"
-TINY_ADAPTER = ASSETS / "tiny_adapter"
+TINY_ADAPTER = EMBEDDED.with_name("tiny_adapter")
 
 
 def load_tiny_clip() -> tuple[nn.Module, nn.Module, Processor]:
@@ -20,23 +16,21 @@ def load_tiny_clip() -> tuple[nn.Module, nn.Module, Processor]:
     Returns:
         The vision tower, the text tower (the whole CLIP, which holds the vision tower), and
         the processor that belongs to them.
+
+    Raises:
+        ValueError: the weights in the package are not those of its config.
     """
     import open_clip
     from safetensors.torch import load_file
-    from transformers import PreTrainedTokenizerFast
 
-    config = json.loads((TINY_CLIP / "open_clip_config.json").read_text())
-    clip = open_clip.CLIP(**config["model_cfg"])
+    clip = open_clip.CLIP(**embedded_config()["model_cfg"])
+    found = clip.load_state_dict(load_file(EMBEDDED / "open_clip_model.safetensors"), strict=False)
     # BatchNorm's step counters are of no use to frozen towers and are not shipped.
-    clip.load_state_dict(load_file(TINY_CLIP / "open_clip_model.safetensors"), strict=False)
-    clip.eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_CLIP)
-    preprocess = config["preprocess_cfg"]
-    processor = Processor(
-        image_size=config["model_cfg"]["vision_cfg"]["image_size"],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-        tokenizer=tokenizer,
-        max_length=clip.context_length,
-    )
-    return clip.visual, clip, processor
+    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or found.unexpected_keys:
+        raise ValueError(
+            f"the weights in {EMBEDDED} do not fit its config (missing: {missing}, unexpected: "
+            f"{found.unexpected_keys}); install bridger-peft again"
+        )
+    pictures, sentences = embedded_inputs()
+    return clip.visual, clip.eval(), Processor(*pictures, *sentences)

@@ -29,7 +29,6 @@ def main() -> None:
     vision, text, processor = bridger.load_tiny_clip()
     bridged = bridger.attach_bridgers(vision, text, stages=3)
     model = bridged.with_head(ReferringSegmentationHead)
-    model.processor = processor
     model.print_trainable_parameters()
 
     folder = tempfile.mkdtemp()
