@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from bridger.bridgers import BridgerConfig, BridgerStack
 from bridger.expressions import as_released, check_word_length, flatten_expressions
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import Flags, flags_before, hold, release
+from bridger.half_towers import HalfTowers
 from bridger.lockstep import StageHooks, run_lockstep
 from bridger.stages import Stages, resolve_stages
 from bridger.tap import Tap, taking
@@ -30,7 +30,7 @@ def attach_bridgers(
     stages: Stages = 3,
     config: BridgerConfig | str | None = "paper",
     *,
-    trainable: Sequence[str] = (),
+    trainable: str | Sequence[str] = (),
     connect: bool = False,
     word_length: int | None = None,
 ) -> BridgedEncoder:
@@ -46,10 +46,10 @@ def attach_bridgers(
             0-based block indices (negative ones allowed) or of block names.
         config: the Bridgers' config, the name of a preset, or None for no Bridgers at all: the
             stages are then only read, which is the baseline of every comparison.
-        trainable: tower tensors that the adapter trains, as glob patterns on "vision.<name>"
-            and "text.<name>"; "positions" stands for all position embeddings, "statistics" for
-            BatchNorm's running ones (kept, not trained). The adapter owns copies, the towers
-            keep theirs.
+        trainable: tower tensors that the adapter trains: one or more glob patterns on
+            "vision.<name>" and "text.<name>"; "positions" stands for all position embeddings,
+            "statistics" for BatchNorm's running ones (kept, not trained). The adapter owns
+            copies, the towers keep theirs.
         connect: the released ETRIS code's residual in a ResNet's last map. It is no part of CLIP:
             random, frozen, and saved with the adapter.
         word_length: how the released code of ETRIS takes texts: padded with id 0 to this many
@@ -71,13 +71,13 @@ def attach_bridgers(
         text,
         stages,
         config,
-        trainable=trainable,
+        trainable=(trainable,) if isinstance(trainable, str) else trainable,
         connect=connect,
         word_length=word_length,
     )
 
 
-class BridgedEncoder(nn.Module):
+class BridgedEncoder(HalfTowers):
     """A vision and a text tower that exchange information at every stage.
 
     Made by `attach_bridgers`. The towers' own forwards run in lockstep; at stage i the Bridger
@@ -252,17 +252,9 @@ class BridgedEncoder(nn.Module):
             self.towers.eval()
         return self
 
-    def half(self, *, adapters: bool = False) -> BridgedEncoder:
-        """Move the towers to float16; Bridgers stay float32 unless `adapters` says so."""
-        return self._cast(torch.float16, adapters)
-
-    def bfloat16(self, *, adapters: bool = False) -> BridgedEncoder:
-        """Move the towers to bfloat16; Bridgers stay float32 unless `adapters` says so."""
-        return self._cast(torch.bfloat16, adapters)
-
-    def _cast(self, dtype: torch.dtype, adapters: bool) -> BridgedEncoder:
-        (self if adapters else self.towers).to(dtype)
-        return self
+    def frozen_towers(self) -> nn.Module:
+        """Return what is never trained."""
+        return self.towers
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Return what the adapter owns and saves: everything but the towers."""

@@ -29,6 +29,7 @@ from torch import nn
 
 from bridger._engine import Engine, Paused, Returned, current_engine
 from bridger._thread_state import ThreadState, refuse_what_threads_cannot_see
+from bridger.tap import WHY_UNTRACED, call_untraced
 
 V = TypeVar("V")
 T = TypeVar("T")
@@ -219,23 +220,16 @@ def _hook_again(
     return hooks
 
 
-# What keeps torch.compile out of the threads. It is applied at the first attach, not at import:
-# torch.compiler.disable imports torch._dynamo, which takes a second.
-
 _entry: Callable[..., Any] = _lockstep
-_hidden = False
 
 
 def _hide_from_compiler() -> None:
     """Makes compiled blocks and models call hooks and lockstep as they are, untraced."""
-    global _entry, _hidden
-    if _hidden:
-        return
-    why = "bridger runs its two towers in threads of their own: compile their blocks one by one"
-    disable: Any = torch.compiler.disable
-    _StageHook.__call__ = disable(_StageHook.__call__, reason=why)  # type: ignore[method-assign]
-    _entry = disable(_lockstep, reason=why)
-    _hidden = True
+    global _entry
+    call_untraced(_StageHook)
+    if _entry is _lockstep:
+        disable: Any = torch.compiler.disable
+        _entry = disable(_lockstep, reason=WHY_UNTRACED)
 
 
 # Checks and messages.

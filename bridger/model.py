@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bridger import checkpoint
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures
+from bridger.half_towers import HalfTowers
 from bridger.heads import Head
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from bridger.processing import ImageLike
 
 
-class BridgedModel(nn.Module):
+class BridgedModel(HalfTowers):
     """Two frozen towers, the Bridgers between them, and one or more task heads.
 
     Args:
@@ -126,6 +127,10 @@ class BridgedModel(nn.Module):
         with self.encoder.disable():
             yield
 
+    def frozen_towers(self) -> nn.Module:
+        """Return what is never trained."""
+        return self.encoder.towers
+
     def detach(self) -> None:
         """Remove every trace of the adapter from the towers."""
         self.encoder.detach()
@@ -170,23 +175,6 @@ class BridgedModel(nn.Module):
         """Return what is saved: Bridgers, heads and the tower tensors that the adapter owns."""
         heads = self._modules["heads"].state_dict(prefix="heads.")  # type: ignore[union-attr]
         return {**self.encoder.adapter_state_dict(), **heads}
-
-    def train(self, mode: bool = True) -> BridgedModel:
-        """Set the mode of Bridgers and heads; the towers stay in eval mode."""
-        super().train(mode)
-        return self
-
-    def half(self, *, adapters: bool = False) -> BridgedModel:
-        """Move the towers to float16; Bridgers and heads stay float32 unless `adapters`."""
-        return self._cast(torch.float16, adapters)
-
-    def bfloat16(self, *, adapters: bool = False) -> BridgedModel:
-        """Move the towers to bfloat16; Bridgers and heads stay float32 unless `adapters`."""
-        return self._cast(torch.bfloat16, adapters)
-
-    def _cast(self, dtype: torch.dtype, adapters: bool) -> BridgedModel:
-        (self if adapters else self.encoder.towers).to(dtype)
-        return self
 
     # Saving and loading.
 
@@ -261,7 +249,7 @@ class BridgedModel(nn.Module):
                 "predict needs a processor and none could be inferred from the towers; set "
                 "model.processor = bridger.Processor(image_size, mean, std, tokenizer, max_length)"
             )
-        name = self._head_name(head)
+        name = self.head_name(head)
         pixels, placement = self.processor.image(image)
         words = self.processor.text([text] if isinstance(text, str) else list(text))
         device = next(self.parameters()).device
@@ -280,7 +268,13 @@ class BridgedModel(nn.Module):
         restored = self.processor.restore(probabilities.float().cpu(), placement)
         return Prediction.from_probabilities(restored, threshold)
 
-    def _head_name(self, head: str | None) -> str:
+    def head_name(self, head: str | None = None) -> str:
+        """Return the name of the head that answers: the given one, or the only one.
+
+        Raises:
+            RuntimeError: there is no head.
+            ValueError: there are several and none is given, or there is none of that name.
+        """
         names = list(self.heads)
         if not names:
             raise RuntimeError("this model has no head to predict with")

@@ -15,11 +15,16 @@ from torch import nn
 _taken: ContextVar[dict[int, Any] | None] = ContextVar("bridger_taken", default=None)
 
 
+WHY_UNTRACED = (
+    "bridger runs its two towers in threads of their own: compile their blocks one by one"
+)
+
+
 class Tap:
     """A forward hook that keeps its block's output during `taking`, and else does nothing."""
 
     def __init__(self, block: nn.Module) -> None:
-        _hide_from_compiler()
+        call_untraced(Tap)
         self._handle = block.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -39,10 +44,14 @@ class Tap:
 
 
 @functools.cache
-def _hide_from_compiler() -> None:
-    """Let compiled blocks call taps untraced; at the first attach, since it imports dynamo."""
+def call_untraced(hooks: Any) -> None:
+    """Let compiled blocks call hooks of this class as they are, untraced.
+
+    To be called at the first attach, not at import: torch.compiler.disable imports torch._dynamo,
+    which takes a second.
+    """
     disable: Any = torch.compiler.disable
-    Tap.__call__ = disable(Tap.__call__)  # type: ignore[method-assign]
+    hooks.__call__ = disable(hooks.__call__, reason=WHY_UNTRACED)
 
 
 def _dead(module: nn.Module, args: Any, output: Any) -> None:

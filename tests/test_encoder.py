@@ -289,6 +289,13 @@ def test_unknown_presets_and_patterns_leave_the_towers_alone() -> None:
     assert trace(text) == before
 
 
+def test_one_pattern_need_not_be_a_list() -> None:
+    one = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL, trainable="positions")
+    many = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL, trainable=["positions"])
+    assert one.trainable == many.trainable == ("positions",)
+    assert list(one.tower_tensors) == list(many.tower_tensors)
+
+
 def test_a_whole_clip_on_the_text_side_is_registered_once() -> None:
     vision, clip = PAIRS["open_clip_vit"]()
     bridged = attach_bridgers(vision, clip, 2, SMALL)

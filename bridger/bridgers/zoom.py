@@ -119,12 +119,12 @@ def make_zooms(
         vision_stride: its pixels per cell.
         last: whether this is the last stage.
     """
-    larger, smaller = sorted((vision_stride, config.zoom_stride), reverse=True)
-    kernel = 1 if config.zoom == "pointwise" else (2 * larger + smaller) // (2 * smaller)  # rounded
+    ratio, whole = stride_ratio(vision_stride, config.zoom_stride)
+    kernel = 1 if config.zoom == "pointwise" else ratio
     enlarges = vision_stride > config.zoom_stride
     if config.reverse_last_zoom and last and kernel == 1:
         enlarges = True  # no size changes with a 1x1 kernel, only the weight's layout
-    whole = kernel * smaller == larger
+    whole = whole and kernel == ratio
     width = config.hidden_dim
     zoom_in = Zoom(
         vision_width, width, kernel, transposed=enlarges, whole=whole, parts=config.zoom_in
@@ -139,6 +139,13 @@ def make_zooms(
         zero=config.init == "zero",
     )
     return zoom_in, zoom_out
+
+
+def stride_ratio(stride: int, other: int) -> tuple[int, bool]:
+    """Return the ratio of the larger stride to the smaller, rounded, and whether it is whole."""
+    larger, smaller = max(stride, other), min(stride, other)
+    ratio = (2 * larger + smaller) // (2 * smaller)
+    return ratio, ratio * smaller == larger
 
 
 def target_size(image_size: Size, zoom_stride: int) -> Size:

@@ -12,7 +12,7 @@ import os
 import pickle
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from bridger.data.expressions import Describer, Expression, Seen
 from bridger.data.sprites import TINTS, Kind, kinds
+from bridger.prediction import box_of
 
 SPLITS = ("train", "val", "testA", "testB")
 IDS_PER_SPLIT = 1_000_000  # image ids of a split start at its number times this
@@ -99,7 +100,8 @@ def _try_scene(split: str, rng: np.random.Generator, words: random.Random, size:
         if not mask.any():
             return Scene(image, (), ())
         kind = kinds()[placement.kind]
-        box = _box(mask)
+        x0, y0, x1, y1 = box_of(mask)
+        box = (x0, y0, x1 - x0, y1 - y0)
         seen = Seen(
             kind,
             x=(box[0] + box[2] / 2) / size,
@@ -155,16 +157,18 @@ def _arrange(chosen: list[Kind], words: random.Random) -> list[Any]:
         tint = None
         if tinted and kind.tintable and words.random() < 0.7:
             tint = words.choice(list(TINTS))
-        placement = Placement(
-            kind=kind.index,
-            x=x,
-            y=y,
-            size=size,
-            angle=words.uniform(-20, 20),
-            flip=words.random() < 0.5,
-            light=words.uniform(0.85, 1.15),
+        placements.append(
+            Placement(
+                kind=kind.index,
+                x=x,
+                y=y,
+                size=size,
+                angle=words.uniform(-20, 20),
+                flip=words.random() < 0.5,
+                light=words.uniform(0.85, 1.15),
+                tint=tint,
+            )
         )
-        placements.append(replace(placement, tint=tint))
     return placements
 
 
@@ -188,12 +192,6 @@ def _spread(sizes: list[float], words: random.Random) -> list[tuple[float, float
         if len(spots) == len(sizes):
             return spots
         apart *= 0.97
-
-
-def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
 
 
 def write_scenes(

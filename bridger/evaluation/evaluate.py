@@ -106,7 +106,7 @@ def _judge(
     processor = model.processor
     if processor is None:
         raise RuntimeError("evaluating needs the model's processor; set model.processor")
-    name = _head_of(model, head)
+    name = model.head_name(head)
     device = next(model.parameters()).device
     pixels, placements = processor.images([pairs[0][0].image_path for pairs in batch])
     targets = torch.stack(
@@ -128,12 +128,3 @@ def _judge(
         for (sample, _), own in zip(pairs, restored, strict=True):
             metrics.update(own > threshold, sample.mask > 0)
     return float(output.loss) * sum(map(len, batch))
-
-
-def _head_of(model: BridgedModel, head: str | None) -> str:
-    names = list(model.heads)
-    if head is None and len(names) == 1:
-        return names[0]
-    if head not in names:
-        raise ValueError(f"which head shall be judged? pass head= one of {names}, got {head!r}")
-    return head

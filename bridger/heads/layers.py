@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridger.bridgers.zoom import Zoom
+from bridger.bridgers.zoom import Zoom, stride_ratio
 
 
 def conv_bn_relu(in_width: int, out_width: int, kernel_size: int = 1) -> nn.Sequential:
@@ -31,14 +31,13 @@ def map_zoom(in_width: int, out_width: int, in_stride: int, out_stride: int) -> 
     Finer maps take a convolution, coarser ones a transposed convolution, both with kernel =
     stride = the ratio of the strides in pixels, rounded; BatchNorm and ReLU follow.
     """
-    larger, smaller = sorted((in_stride, out_stride), reverse=True)
-    kernel = round(larger / smaller)
+    kernel, whole = stride_ratio(in_stride, out_stride)
     zoom = Zoom(
         in_width,
         out_width,
         kernel,
         transposed=in_stride > out_stride and kernel > 1,
-        whole=kernel * smaller == larger,
+        whole=whole,
         parts="norm_relu",
     )
     zoom.conv.reset_parameters()  # heads start from torch's own initialisation throughout

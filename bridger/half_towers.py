@@ -1,0 +1,31 @@
+"""Towers in half precision under adapters in float32."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T", bound="HalfTowers")
+
+
+class HalfTowers(nn.Module):
+    """What an encoder and a model share: `half` and `bfloat16` mean the towers alone."""
+
+    @abstractmethod
+    def frozen_towers(self) -> nn.Module:
+        """Return what is never trained."""
+
+    def half(self: T, *, adapters: bool = False) -> T:
+        """Move the towers to float16; all that is trained stays float32 unless `adapters`."""
+        return self._cast(torch.float16, adapters)
+
+    def bfloat16(self: T, *, adapters: bool = False) -> T:
+        """Move the towers to bfloat16; all that is trained stays float32 unless `adapters`."""
+        return self._cast(torch.bfloat16, adapters)
+
+    def _cast(self: T, dtype: torch.dtype, adapters: bool) -> T:
+        (self if adapters else self.frozen_towers()).to(dtype)
+        return self
