@@ -100,17 +100,19 @@ def test_without_hierarchical_alignment_only_the_last_map_counts() -> None:
 
 @pytest.mark.parametrize("strides", [(16,), (14, 14), (4, 8, 16, 32), (64, 7)])
 @pytest.mark.parametrize("image_size", [(70, 100), (33, 17), (112, 112)])
-def test_any_maps_and_sizes_end_at_a_quarter(
-    strides: tuple[int, ...], image_size: tuple[int, int]
+@pytest.mark.parametrize("grid_stride", [16, 8])
+def test_any_maps_and_sizes_end_at_the_grid_and_at_a_quarter_of_its_stride(
+    strides: tuple[int, ...], image_size: tuple[int, int], grid_stride: int
 ) -> None:
     spec = EncoderSpec((6, 8, 10, 12)[: len(strides)], strides, 9, 12, False)
     given = features(spec, image_size=image_size)
-    head = build(spec)
+    head = build(spec, grid_stride=grid_stride)
     fused = []
     head.hierarchical_alignment.register_forward_hook(lambda m, i, o: fused.append(o.shape[-2:]))
     logits = head(given).logits
-    assert fused == [(-(-image_size[0] // 16), -(-image_size[1] // 16))]
-    assert logits.shape == (2, 1, -(-image_size[0] // 4), -(-image_size[1] // 4))
+    mask_stride = grid_stride // 4
+    assert fused == [tuple(-(-side // grid_stride) for side in image_size)]
+    assert logits.shape == (2, 1, *(-(-side // mask_stride) for side in image_size))
     assert logits.isfinite().all()
 
 
@@ -213,6 +215,7 @@ def test_features_of_other_towers_are_refused() -> None:
     [
         ({"width": 60, "num_heads": 8}, "60 does not split into num_heads=8"),
         ({"width": 30, "num_heads": 2}, "multiple of 4"),
+        ({"grid_stride": 14}, "multiple of 4"),
         ({"num_layers": 0}, "num_layers must be a positive integer"),
         ({"dropout": 1.0}, "dropout"),
         ({"gate": "produkt"}, "did you mean 'product'"),

@@ -21,8 +21,7 @@ from bridger.heads.registry import register_head
 
 GATES = ["product", "residual", "attention"]
 TEXTS = ["tokens", "sentence"]
-GRID_STRIDE = 16  # pixels per cell of the fused map
-MASK_STRIDE = 4  # pixels per cell of the logits
+UPSAMPLING = 4  # of the projector: cells of the logits per cell of the fused map, in a row
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class ReferringConfig(Config):
             "attention" (the paper's words, see `HierarchicalAlignment`).
         decoder_text: what the global alignment reads: "tokens" (released code), or "sentence"
             (the paper's F_s).
+        grid_stride: pixels per cell of the fused map, a multiple of 4; logits have a quarter of
+            it. The paper's 16 suits objects of a hundred pixels; small pictures want less.
         keep_inert: hold the gates' query and key weights, which have no effect, for the sake of
             released checkpoints.
     """
@@ -56,12 +57,13 @@ class ReferringConfig(Config):
     global_alignment: bool = True
     gate: str = "product"
     decoder_text: str = "tokens"
+    grid_stride: int = 16
     keep_inert: bool = False
 
     def __post_init__(self) -> None:
         if self.ffn_width is None:
             object.__setattr__(self, "ffn_width", self.width)
-        for name in ("width", "ffn_width", "num_layers", "num_heads"):
+        for name in ("width", "ffn_width", "num_layers", "num_heads", "grid_stride"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -74,6 +76,11 @@ class ReferringConfig(Config):
             raise ValueError(
                 f"width {self.width} does not split into num_heads={self.num_heads} equal parts: "
                 f"change one of them"
+            )
+        if self.grid_stride % UPSAMPLING:
+            raise ValueError(
+                f"grid_stride must be a multiple of {UPSAMPLING}, since logits are "
+                f"{UPSAMPLING} times as fine, got {self.grid_stride}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
@@ -91,7 +98,7 @@ class ReferringSegmentationHead(Head):
     the released code.
 
     Labels are masks (B, H, W) or (B, N, H, W) at the size of the picture, bool or with values
-    from 0 to 1 (soft edges). Logits are (B, N, ceil(H/4), ceil(W/4)).
+    from 0 to 1 (soft edges). Logits are (B, N, ceil(H/4), ceil(W/4)) at the default grid_stride.
 
     Args:
         spec: what the bridged towers offer.
@@ -110,12 +117,12 @@ class ReferringSegmentationHead(Head):
                 *grid,
                 sentence_width=spec.sentence_width,
                 width=config.width,
-                out_stride=GRID_STRIDE,
+                out_stride=config.grid_stride,
                 gate=config.gate,
                 keep_inert=config.keep_inert,
             )
             if config.hierarchical_alignment
-            else LastMap(*grid, width=config.width, out_stride=GRID_STRIDE)
+            else LastMap(*grid, width=config.width, out_stride=config.grid_stride)
         )
         self.global_alignment = (
             GlobalAlignment(
@@ -152,7 +159,8 @@ class ReferringSegmentationHead(Head):
             expression_mask: (B, N), false at the padding of a ragged N.
 
         Returns:
-            Logits (B, N, ceil(H/4), ceil(W/4)) in float32 and, with labels, the loss.
+            Logits (B, N, ceil(4H/s), ceil(4W/s)) in float32, with s the config's grid_stride,
+            and, with labels, the loss.
 
         Raises:
             ValueError: the features are not those of `spec`, or labels have the wrong shape.
@@ -175,17 +183,17 @@ class ReferringSegmentationHead(Head):
         dtype = self.projector.sentence.weight.dtype
         maps = [features_i.to(dtype) for features_i in features.maps]
         sentence = features.sentence.to(dtype)
+        stride = self.config.grid_stride
         fused = self.hierarchical_alignment(
-            maps, sentence, target_size(features.image_size, GRID_STRIDE)
+            maps, sentence, target_size(features.image_size, stride)
         )
         if self.global_alignment is not None:
             text, text_mask = features.tokens.to(dtype), features.token_mask
             if self.config.decoder_text == "sentence":
                 text, text_mask = rearrange(sentence, "b c -> b 1 c"), text_mask[:, :1]
             fused = self.global_alignment(fused, text, text_mask)
-        logits: Tensor = self.projector(
-            fused, sentence, target_size(features.image_size, MASK_STRIDE)
-        )
+        size = target_size(features.image_size, stride // UPSAMPLING)
+        logits: Tensor = self.projector(fused, sentence, size)
         return logits
 
     def _check(self, features: BridgedFeatures) -> None:
