@@ -65,8 +65,8 @@ class Batch:
 class Captioner:
     """Draws groups of examples from one random state."""
 
-    def __init__(self, rng: Rng) -> None:
-        self.rng = rng
+    def __init__(self, rng: Rng, smallest: float = 0.2) -> None:
+        self.rng, self.smallest = rng, smallest
         self.words = random.Random(int(rng.integers(2**62)))  # cheaper for choices than numpy
         self.kinds = kinds()
 
@@ -109,7 +109,7 @@ class Captioner:
 
     def size(self, count: int) -> float:
         """A size that leaves room for as many objects."""
-        return self.words.uniform(0.2, {1: 0.8, 2: 0.5, 3: 0.42, 4: 0.36}[count])
+        return self.words.uniform(self.smallest, {1: 0.8, 2: 0.5, 3: 0.42, 4: 0.36}[count])
 
     def single(self) -> list[Example]:
         """One object anywhere: "an owl"."""
@@ -316,35 +316,66 @@ class Captioner:
         )
 
 
-# How many groups of each sort stand in a batch of 128; the rest of the batch are single objects.
-RECIPE = {
-    "scene": 20,
-    "places": 6,
-    "colours": 3,
-    "own_colour": 3,
-    "two_colours": 2,
-    "sizes": 3,
-    "relations": 3,
-    "nearness": 1,
-    "overlap": 2,
-    "between": 1,
-    "ordinals": 2,
-    "twins": 2,
-}
+@dataclass(frozen=True)
+class Recipe:
+    """What a batch is made of.
+
+    Attributes:
+        batch_size: pictures in a batch.
+        image_size: their side in pixels.
+        smallest: the least size of an object whose size is drawn freely, a share of the picture.
+        groups: how many groups of each sort; the rest of the batch are single objects.
+    """
+
+    batch_size: int
+    image_size: int
+    smallest: float
+    groups: dict[str, int]
 
 
-def make_batch(seed: int, index: int, batch_size: int, size: int) -> Batch:
+# Names and colours need many pictures but few pixels. At half of the side a picture costs a
+# quarter; its objects are drawn larger, so that they keep their size in pixels.
+NAMES = Recipe(
+    batch_size=256,
+    image_size=64,
+    smallest=0.35,
+    groups={"scene": 40, "colours": 14, "own_colour": 16, "places": 6},
+)
+SCENES = Recipe(
+    batch_size=128,
+    image_size=128,
+    smallest=0.2,
+    groups={
+        "scene": 20,
+        "places": 4,
+        "colours": 4,
+        "own_colour": 3,
+        "two_colours": 2,
+        "sizes": 2,
+        "relations": 3,
+        "nearness": 1,
+        "overlap": 2,
+        "between": 1,
+        "ordinals": 2,
+        "twins": 3,
+    },
+)
+
+
+def make_batch(recipe: Recipe, seed: int, index: int) -> Batch:
     """Batch number `index`; it depends on the arguments alone."""
-    captioner = Captioner(np.random.default_rng((seed, 7, index)))
+    captioner = Captioner(np.random.default_rng((seed, 7, index)), recipe.smallest)
+    names = [name for name, count in recipe.groups.items() for _ in range(count)]
     examples: list[Example] = []
     groups: list[tuple[int, str]] = []
-    for number, name in enumerate(_plan(captioner, batch_size)):
+    for number, name in enumerate(names + ["single"] * recipe.batch_size):
         draw: Callable[[], list[Example]] = getattr(captioner, name)
-        group = draw()[: batch_size - len(examples)]
+        group = draw()[: recipe.batch_size - len(examples)]
         examples += group
         groups += [(number, name)] * len(group)
-        if len(examples) == batch_size:
+        if len(examples) == recipe.batch_size:
             break
+    size = recipe.image_size
     images = np.stack(
         [
             paint(list(e.placements), paint_background(captioner.rng, size, size))[0]
@@ -353,14 +384,6 @@ def make_batch(seed: int, index: int, batch_size: int, size: int) -> Batch:
     )
     ignore = _may_be_true(examples) & ~_same([number for number, _ in groups])
     return Batch(images, [e.caption for e in examples], ignore, [name for _, name in groups])
-
-
-def _plan(captioner: Captioner, batch_size: int) -> list[str]:
-    """The groups' sorts, in order; the many at the end are single objects."""
-    names = [name for name, count in RECIPE.items() for _ in range(count)]
-    if batch_size < 128:
-        names = captioner.words.sample(names, len(names) * batch_size // 128)
-    return names + ["single"] * batch_size
 
 
 def _same(numbers: list[int]) -> npt.NDArray[np.bool_]:
