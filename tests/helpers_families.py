@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -44,3 +46,24 @@ class TextRow:
     pad: int = 0
     fast: bool = False
     exceptions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two towers as users pass them together; attributes as in `VisionRow`."""
+
+    name: str
+    build: Callable[[], tuple[nn.Module, nn.Module]]
+    image_size: tuple[int, int] = (32, 32)
+    other_sizes: tuple[tuple[int, int], ...] = ((48, 64),)
+    fast: bool = False
+    exceptions: Mapping[str, str] = field(default_factory=dict)
+
+
+Row = VisionRow | TextRow | PairRow
+
+
+def all_rows() -> list[Row]:
+    """Every row of every `families_*.py` beside this file."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("families_*.py"))
+    return [row for name in names for row in importlib.import_module(name).ROWS]

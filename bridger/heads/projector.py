@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 from bridger.heads.layers import conv_bn_relu, resize
 
 KERNEL = 3
+PRIOR = 0.05  # an object's usual share of a picture
 
 
 class Projector(nn.Module):
@@ -30,6 +34,9 @@ class Projector(nn.Module):
         self.second = conv_bn_relu(width, half, kernel_size=3)
         self.last = nn.Conv2d(half, half, 1)
         self.sentence = nn.Linear(sentence_width, half * KERNEL**2 + 1)
+        # Without it the first tens of steps only teach that most of a picture is background.
+        with torch.no_grad():
+            self.sentence.bias[-1] = math.log(PRIOR / (1 - PRIOR))
 
     def forward(self, features: Tensor, sentence: Tensor, size: tuple[int, int]) -> Tensor:
         """Make the logits of one mask per row.
