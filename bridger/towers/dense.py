@@ -7,7 +7,7 @@ tensors appear neither in their parameters nor in their state dict.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -77,6 +77,29 @@ class NormProjection(DenseProjection):
         """Project every cell of the map; see `DenseProjection.forward`."""
         tokens = self.project(rearrange(last_map, "b c h w -> b (h w) c"), tensors)
         return rearrange(tokens, "b (h w) c -> b c h w", h=last_map.shape[2])
+
+
+class Tail(DenseProjection):
+    """What the tower does after its last block, module by module, before it pools.
+
+    Attributes:
+        paths: of the modules below the tower's module, in the order in which they run.
+        layout: how they take the map: "b (h w) c" as tokens, "b c h w" or "b h w c" as a map.
+    """
+
+    def __init__(
+        self, module: nn.Module, paths: Sequence[str], width: int, layout: str = "b (h w) c"
+    ) -> None:
+        """Name modules that act on every cell, in that layout."""
+        super().__init__(module, width)
+        self.paths, self.layout = tuple(paths), layout
+
+    def forward(self, last_map: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Run the modules; see `DenseProjection.forward`."""
+        state = rearrange(last_map, f"b c h w -> {self.layout}")
+        for path in self.paths:
+            state = self.borrow(path, tensors)(state)
+        return rearrange(state, f"{self.layout} -> b c h w", h=last_map.shape[2])
 
 
 class SpatialAttentionPool(DenseProjection):

@@ -20,7 +20,8 @@ WHOLE = ("CLIP", "CustomTextCLIP", "CoCa")
 """Classes of open_clip that hold a vision tower as `visual`."""
 
 
-def _visual_of(module: nn.Module) -> Any:
+def visual_of(module: nn.Module) -> Any:
+    """Return the vision tower of a whole model, or the module itself."""
     return module.visual if is_a(module, "open_clip", *WHOLE) else module
 
 
@@ -48,11 +49,11 @@ class OpenClipViT(TokenVisionTower):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is the ViT, or a whole model that holds one."""
-        return is_a(_visual_of(module), "open_clip", "VisionTransformer")
+        return is_a(visual_of(module), "open_clip", "VisionTransformer")
 
     def __init__(self, given: nn.Module) -> None:
         """Read the ViT; its attention pool (CoCa) and 'none' pooling are not supported."""
-        visual = _visual_of(unwrap(given))
+        visual = visual_of(unwrap(given))
         _refuse_vit(visual)
         self.module = visual
         self.patch = visual.patch_size[0]
@@ -124,11 +125,11 @@ class OpenClipResNet(MapVisionTower):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is the ResNet, or a whole model that holds one."""
-        return is_a(_visual_of(module), "open_clip", "ModifiedResNet")
+        return is_a(visual_of(module), "open_clip", "ModifiedResNet")
 
     def __init__(self, given: nn.Module) -> None:
         """Read the ResNet, whose attention pool must be in place."""
-        visual = _visual_of(unwrap(given))
+        visual = visual_of(unwrap(given))
         if not is_a(visual.attnpool, "open_clip", "AttentionPool2d"):
             raise ValueError(
                 f"{self.label()} needs its own AttentionPool2d as attnpool, "

@@ -190,6 +190,20 @@ class MapVisionTower(VisionTower):
         return with_state(output, new_map.to(state.dtype))
 
 
+class ChannelsLastMapVisionTower(MapVisionTower):
+    """A vision encoder whose states are maps (B, H, W, C): Swin Transformers."""
+
+    def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
+        """Return the state, channels first; see `VisionTower.read_map`."""
+        return rearrange(state_of(output), "b h w c -> b c h w")
+
+    def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
+        """Return the output with another map, channels last; see `VisionTower.write_map`."""
+        first = with_state(output, rearrange(state_of(output), "b h w c -> b c h w"))
+        written = super().write_map(block, first, new_map)
+        return with_state(output, rearrange(state_of(written), "b c h w -> b h w c").contiguous())
+
+
 def _repeats(block: Block, old: int, new: int) -> int:
     repeats, rest = divmod(new, old)
     if rest or not repeats:
