@@ -102,6 +102,42 @@ class Tail(DenseProjection):
         return rearrange(state, f"{self.layout} -> b c h w", h=last_map.shape[2])
 
 
+class QueryPoolValues(DenseProjection):
+    """A pool by learned queries, on every patch alone, then norm and projection (CoCa).
+
+        y = ln_post(W_o (V(ln_k(x))))  @ proj
+
+    Attention over one token returns that token's value whatever the query, so this is exactly
+    what pool, norm and projection make of a picture of one patch.
+    """
+
+    def __init__(
+        self, module: nn.Module, pool: str, norm: str, projection: str | None, width: int
+    ) -> None:
+        """Name the pool (with `attn`, an `nn.MultiheadAttention`, and `ln_k`) and what follows."""
+        super().__init__(module, width)
+        self.pool = pool
+        self.rest = NormProjection(module, norm, projection, width)
+
+    def forward(self, last_map: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Pool every cell alone; see `DenseProjection.forward`."""
+        pool = self.borrow(self.pool, tensors)
+        tokens = pool.ln_k(rearrange(last_map, "b c h w -> b (h w) c"))
+        values = self.rest.project(value_path(pool.attn, tokens), tensors)
+        return rearrange(values, "b (h w) c -> b c h w", h=last_map.shape[2])
+
+
+def value_path(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+    """Return what attention gives for each token (..., C) when it sees no other one."""
+    weight = attention.v_proj_weight
+    if weight is None:
+        weight = attention.in_proj_weight.chunk(3)[2]
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]
+    return F.linear(
+        F.linear(tokens, weight, bias), attention.out_proj.weight, attention.out_proj.bias
+    )
+
+
 class SpatialAttentionPool(DenseProjection):
     """CLIP ResNet's attention pool with every position as a query over all positions.
 

@@ -28,8 +28,19 @@ class NestedVisionTower(VisionTower):
     inner: VisionTower
     _path: str
 
-    def _nest(self, given: nn.Module, module: nn.Module, encoder: nn.Module) -> None:
-        """Find the inner tower; set `module`, `blocks`, `image_size` and the names' prefix.
+    def _nest(
+        self, given: nn.Module, module: nn.Module, encoder: nn.Module, width: int | None
+    ) -> None:
+        """Find the inner tower, and set all attributes from it.
+
+        The projected space is shared with text. Where the inner tower has no dense projection,
+        its last map stays in a space of its own, and `joint_width` is None.
+
+        Args:
+            given: what the user gave.
+            module: the model that holds the encoder and projects.
+            encoder: the module of the inner tower.
+            width: of the projected feature; None where it is the inner tower's.
 
         Raises:
             TypeError, ValueError: there is no tower for the encoder, or it has no pooled feature.
@@ -50,6 +61,9 @@ class NestedVisionTower(VisionTower):
             [block.stride for block in inner],
         )
         self.image_size, self.name = self.inner.image_size, self.inner.name
+        self.pooled_width = self.inner.pooled_width if width is None else width
+        has_recipe = self.inner.dense_projection() is not None
+        self.joint_width = self.pooled_width if has_recipe else None
 
     @abstractmethod
     def project(self, module: Any, feature: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
-from bridger.towers.dense import DenseProjection
 from bridger.towers.nested_vision import NestedVisionTower
 from bridger.towers.open_clip import visual_of
 from bridger.towers.registry import register_tower
@@ -34,22 +33,14 @@ class OpenClipTimm(NestedVisionTower):
         visual = visual_of(unwrap(given))
         if "pool" in visual.head._modules:
             raise ValueError(
-                f"{self.label()} with an attention pool of its own ({type(visual.head.pool).__name__}"
-                ") is not supported: build it with timm_pool 'avg', 'token' or 'map'"
+                f"{self.label()} with a pool of its own ({type(visual.head.pool).__name__}) is not "
+                "supported: build it with timm_pool 'avg', 'token' or 'map'"
             )
-        self._nest(given, visual, visual.trunk)
-        linears = [part for part in _projections(visual) if isinstance(part, nn.Linear)]
-        self.pooled_width = linears[-1].out_features if linears else self.inner.pooled_width
-        self.joint_width = self.pooled_width if self._has_recipe() else None
-
-    def _has_recipe(self) -> bool:
-        return self.inner.dense_projection() is not None
+        parts = [*visual.trunk.get_classifier().modules(), *visual.head.modules()]
+        widths = [part.out_features for part in parts if isinstance(part, nn.Linear)]
+        self._nest(given, visual, visual.trunk, widths[-1] if widths else None)
 
     def project(self, module: Any, feature: Tensor) -> Tensor:
         """Apply the timm model's classifier, then the wrapper's head; see `NestedVisionTower`."""
         projected: Tensor = module.head(module.trunk.get_classifier()(feature))
         return projected
-
-
-def _projections(visual: Any) -> list[nn.Module]:
-    return [*visual.trunk.get_classifier().modules(), *visual.head.modules()]

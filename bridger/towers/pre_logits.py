@@ -12,7 +12,7 @@ from bridger.towers.views import view_changing
 from bridger.towers.vision import VisionTower
 
 POSITIONS = ("pos_embed", "pos_embedding", "relative_position_bias_table")
-"""Last names of the parameters that hold positions, absolute or relative, in timm and torchvision."""
+"""What timm and torchvision call parameters that hold positions, absolute or relative."""
 
 
 class PreLogitsVisionTower(VisionTower):
@@ -53,10 +53,7 @@ class PreLogitsVisionTower(VisionTower):
 
     def pooled(self, result: Any) -> Tensor | None:
         """Return the feature before the classifier, or None where the model does not pool."""
-        if self.pooled_width is None:
-            return None
-        feature: Tensor = result
-        return feature
+        return result if isinstance(result, Tensor) and result.ndim == 2 else None
 
 
 class StagedMapTower(PreLogitsVisionTower):

@@ -33,7 +33,7 @@ class TimmTower(PreLogitsVisionTower):
 
 
 def _pools(module: Any) -> bool:
-    pool = getattr(module, "global_pool", None)
-    if pool is None:
-        pool = getattr(getattr(module, "head", None), "global_pool", "")
+    """Whether the model pools its last state; only an empty name says that it does not."""
+    head = getattr(module, "head", None)
+    pool = getattr(module, "global_pool", getattr(head, "global_pool", "avg"))
     return bool(getattr(pool, "pool_type", pool))

@@ -259,27 +259,32 @@ class TimmFastVit(TimmMaps):
 
 @register_tower("vision")
 class TimmMaxxVit(TimmMaps):
-    """timm's `MaxxVit` (MaxViT, CoAtNet), whose windows must tile every map."""
+    """timm's `MaxxVit`: MaxViT, whose windows must tile every map, and CoAtNet, of fixed size."""
 
     family = "MaxxVit"
     tail = ("norm",)
 
+    def __init__(self, given: nn.Module) -> None:
+        """Read the stages, and the window that must tile the last map, or be all of it."""
+        super().__init__(given)
+        last, stride = self.blocks[-1].module, self.blocks[-1].stride or 1
+        cells = next((m.window_size for m in last.modules() if hasattr(m, "window_size")), (1, 1))
+        self._window = (int(cells[0]) * stride, int(cells[1]) * stride)
+        self._tiles = any(hasattr(module, "partition_size") for module in last.modules())
+        if not self._tiles and cells != (1, 1):
+            self.image_size = self.fixed_size = self._window
+            self.other_size = "create the model with that img_size"
+
     def check_input(self, pixel_values: Tensor) -> None:
         """Raise a ValueError unless the windows tile the last map; see `VisionTower`."""
         super().check_input(pixel_values)
-        windows = {
-            tuple(part.partition_size)
-            for part in self.module.modules()
-            if hasattr(part, "partition_size")
-        }
-        stride = self.blocks[-1].stride or 1
-        for height, width in windows:
-            if pixel_values.shape[2] % (height * stride) or pixel_values.shape[3] % (width * stride):
-                raise ValueError(
-                    f"the windows of this {self.label()} tile pictures whose height and width are "
-                    f"multiples of {height * stride} and {width * stride} pixels, found "
-                    f"{pixel_values.shape[2]} x {pixel_values.shape[3]}: {SET_INPUT_SIZE}"
-                )
+        height, width = self._window
+        if self._tiles and (pixel_values.shape[2] % height or pixel_values.shape[3] % width):
+            raise ValueError(
+                f"the windows of this {self.label()} tile pictures whose height and width are "
+                f"multiples of {height} and {width} pixels, found {pixel_values.shape[2]} x "
+                f"{pixel_values.shape[3]}: {SET_INPUT_SIZE}"
+            )
 
 
 @register_tower("vision")

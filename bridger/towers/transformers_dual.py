@@ -26,10 +26,7 @@ class DualEncoderVision(NestedVisionTower):
     def __init__(self, given: nn.Module) -> None:
         """Read the encoder and the projection of its pooled feature."""
         whole: Any = unwrap(given)
-        self._nest(given, whole, whole.vision_model)
-        self.pooled_width = int(whole.visual_projection.out_features)
-        has_recipe = self.inner.dense_projection() is not None
-        self.joint_width = self.pooled_width if has_recipe else None
+        self._nest(given, whole, whole.vision_model, whole.visual_projection.out_features)
 
     def project(self, module: Any, feature: Tensor) -> Tensor:
         """Apply the model's projection; see `NestedVisionTower.project`."""
