@@ -129,9 +129,8 @@ class QueryPoolValues(DenseProjection):
 
 def value_path(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
     """Return what attention gives for each token (..., C) when it sees no other one."""
-    weight = attention.v_proj_weight
-    if weight is None:
-        weight = attention.in_proj_weight.chunk(3)[2]
+    packed: Tensor | None = attention.in_proj_weight
+    weight = attention.v_proj_weight if packed is None else packed.chunk(3)[2]
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]
     return F.linear(
         F.linear(tokens, weight, bias), attention.out_proj.weight, attention.out_proj.bias

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.towers.base import Block, is_a, state_of, unwrap
+from bridger.towers.base import Block, is_a, unwrap
 from bridger.towers.dense import DenseProjection, Tail
 from bridger.towers.pre_logits import StagedMapTower, last_of_each_stride
 from bridger.towers.registry import register_tower
@@ -71,19 +71,6 @@ class TimmStages(TimmTower, StagedMapTower):
             )
         return super().run(module, pixel_values)
 
-    def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
-        """Return the state, which must be a map of the declared width."""
-        state = state_of(output)
-        width = self.blocks[block].width
-        channels = state.shape[-1 if self.layout == "b h w c" else 1] if state.ndim == 4 else None
-        if channels != width:
-            raise RuntimeError(
-                f"block {self.blocks[block].name!r} of {type(self.module).__name__} returned a "
-                f"state of shape {tuple(state.shape)}; timm's feature_info promises a map "
-                f"({self.layout}) of {width} channels. This model's stages cannot be bridged"
-            )
-        return super().read_map(block, output, image_size)
-
     def _dense_projection(self) -> DenseProjection | None:
         if self.tail is None:
             return None
@@ -114,7 +101,7 @@ class CellHead(Tail):
         batch, _, height, _ = last_map.shape
         cells = rearrange(last_map, f"b c h w -> {ONE_CELL[self.layout]}")
         head = self.borrow("forward_head", tensors)
-        dense = head(cells, pre_logits=True).flatten(1)
+        dense: Tensor = head(cells, pre_logits=True).flatten(1)
         return rearrange(dense, "(b h w) c -> b c h w", b=batch, h=height)
 
 
@@ -267,8 +254,11 @@ class TimmMaxxVit(TimmMaps):
     def __init__(self, given: nn.Module) -> None:
         """Read the stages, and the window that must tile the last map, or be all of it."""
         super().__init__(given)
-        last, stride = self.blocks[-1].module, self.blocks[-1].stride or 1
-        cells = next((m.window_size for m in last.modules() if hasattr(m, "window_size")), (1, 1))
+        last: Any = self.blocks[-1].module
+        stride = self.blocks[-1].stride or 1
+        cells: Any = next(
+            (part.window_size for part in last.modules() if hasattr(part, "window_size")), (1, 1)
+        )
         self._window = (int(cells[0]) * stride, int(cells[1]) * stride)
         self._tiles = any(hasattr(module, "partition_size") for module in last.modules())
         if not self._tiles and cells != (1, 1):

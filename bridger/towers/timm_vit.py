@@ -47,7 +47,7 @@ class TimmTokens(TimmTower, TokenVisionTower):
     def __init__(self, given: nn.Module) -> None:
         """Read the model, whose patches must be square."""
         module: Any = unwrap(given)
-        self._pool = getattr(module, "attn_pool", None)
+        self._pool: Any = getattr(module, "attn_pool", None)
         width: int = module.embed_dim
         self._read_head(given, getattr(self._pool, "out_features", width))
         patch = module.patch_embed.feat_ratio(as_scalar=False)
@@ -160,5 +160,5 @@ class LatentPoolValues(DenseProjection):
         values = pool.proj(values)
         if pool.mlp is not None:
             values = values + pool.mlp(pool.norm(values))
-        dense = self.borrow("fc_norm", tensors)(values)
+        dense: Tensor = self.borrow("fc_norm", tensors)(values)
         return rearrange(dense, "b (h w) c -> b c h w", h=last_map.shape[2])

@@ -176,7 +176,15 @@ class MapVisionTower(VisionTower):
 
     def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
         """Return the state; see `VisionTower.read_map`."""
-        return state_of(output)
+        state = state_of(output)
+        width = self.blocks[block].width
+        if state.ndim != 4 or state.shape[1] != width:
+            raise RuntimeError(
+                f"block {self.blocks[block].name!r} of {self.label()} returned a state of shape "
+                f"{tuple(state.shape)}; a map (B, C, H, W) of {width} channels was expected, so "
+                "this block cannot be bridged"
+            )
+        return state
 
     def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
         """Return the output with another map; see `VisionTower.write_map`."""
@@ -195,13 +203,12 @@ class ChannelsLastMapVisionTower(MapVisionTower):
 
     def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
         """Return the state, channels first; see `VisionTower.read_map`."""
-        return rearrange(state_of(output), "b h w c -> b c h w")
+        return super().read_map(block, state_of(output).movedim(-1, 1), image_size)
 
     def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
         """Return the output with another map, channels last; see `VisionTower.write_map`."""
-        first = with_state(output, rearrange(state_of(output), "b h w c -> b c h w"))
-        written = super().write_map(block, first, new_map)
-        return with_state(output, rearrange(state_of(written), "b c h w -> b h w c").contiguous())
+        written: Tensor = super().write_map(block, state_of(output).movedim(-1, 1), new_map)
+        return with_state(output, written.movedim(1, -1).contiguous())
 
 
 def _repeats(block: Block, old: int, new: int) -> int:
