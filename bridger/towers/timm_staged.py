@@ -48,8 +48,8 @@ class TimmStages(TimmTower, StagedMapTower):
         stages = _stages(module)
         if not stages:
             raise ValueError(
-                f"{type(module).__name__}.feature_info names no stages for {self.label()}: was "
-                "the model built with features_only=True? Pass the plain model"
+                f"{type(module).__name__}.feature_info names no stages, which is how {self.label()} "
+                "knows what to bridge: pass a model as timm.create_model gives it"
             )
         self._read_head(given, getattr(module, "head_hidden_size", None) or module.num_features)
         self.blocks = self._name_blocks(

@@ -168,7 +168,12 @@ class TokenVisionTower(VisionTower):
                 f"of {state.shape[2]} channels, found a map {tuple(new_map.shape)}"
             )
         kept = state[:, : self.prefix].repeat_interleave(repeats, dim=0)
-        return with_state(output, torch.cat([kept, patches], dim=1))
+        written = torch.cat([kept, patches], dim=1)
+        # Some ViTs without prefix tokens keep their patch convolution's memory order, channels
+        # outermost, through all blocks; in another order sums may differ in the last bit.
+        if state.stride(1) < state.stride(2):
+            written = written.mT.contiguous().mT
+        return with_state(output, written)
 
 
 class MapVisionTower(VisionTower):
