@@ -48,7 +48,7 @@ class TimmStages(TimmTower, StagedMapTower):
         stages = _stages(module)
         if not stages:
             raise ValueError(
-                f"{type(module).__name__}.feature_info names no stages, which is how {self.label()} "
+                f"{type(module).__name__}.feature_info names no stages, by which {self.label()} "
                 "knows what to bridge: pass a model as timm.create_model gives it"
             )
         self._read_head(given, getattr(module, "head_hidden_size", None) or module.num_features)
