@@ -156,7 +156,10 @@ class BridgedEncoder(HalfTowers):
         last = self.vision.blocks[-1]
         joint = self.vision.joint_width
         return EncoderSpec(
-            map_widths=(*(block.width for block in stages), joint or last.width),
+            map_widths=(
+                *(block.width for block in stages),
+                last.width if self.dense is None else self.dense.width,
+            ),
             map_strides=(*(_stride(block.stride) for block in stages), _stride(last.stride)),
             token_width=self.text.token_width,
             sentence_width=self.text.sentence_width,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers_families import VisionRow
 from helpers_towers import (
     CONTEXT,
     TEXT_MODULES,
@@ -46,9 +49,17 @@ def _vision(kind: str) -> tuple[nn.Module, VisionTower, Tensor]:
 
 def test_every_registered_family_is_tested_here() -> None:
     tested = {type(find_vision_tower(build())) for build in VISION_MODULES.values()}
+    tested |= {type(find_vision_tower(row.build())) for row in _rows(VisionRow)}
     assert tested == set(registered_towers("vision"))
     tested_text = {type(find_text_tower(build())) for build in TEXT_MODULES.values()}
     assert tested_text == set(registered_towers("text"))
+
+
+def _rows(kind: type) -> list[Any]:
+    """Rows of that kind in every list of families beside this file."""
+    files = sorted(Path(__file__).parent.glob("families_*.py"))
+    rows = [row for file in files for row in importlib.import_module(file.stem).ROWS]
+    return [row for row in rows if isinstance(row, kind)]
 
 
 @VISION
@@ -152,8 +163,8 @@ def test_towers_on_the_meta_device_are_refused_by_name(find: Any) -> None:
 @pytest.mark.parametrize(
     ("vision", "words"),
     [
-        (dict(attentional_pool=True, attn_pooler_heads=3), "attentional_pool=True .*CoCa"),
-        (dict(pool_type="none"), "pool by 'tok' or 'avg', found pool_type='none'"),
+        (dict(attentional_pool="parallel", attn_pooler_heads=3), "'parallel' .*untested"),
+        (dict(attentional_pool="cascade", attn_pooler_heads=3), "'cascade' .*untested"),
     ],
 )
 def test_vits_built_in_unknown_ways_are_refused(vision: dict[str, Any], words: str) -> None:

@@ -7,7 +7,7 @@ tensors appear neither in their parameters nor in their state dict.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -77,6 +77,64 @@ class NormProjection(DenseProjection):
         """Project every cell of the map; see `DenseProjection.forward`."""
         tokens = self.project(rearrange(last_map, "b c h w -> b (h w) c"), tensors)
         return rearrange(tokens, "b (h w) c -> b c h w", h=last_map.shape[2])
+
+
+class Tail(DenseProjection):
+    """What the tower does after its last block, module by module, before it pools.
+
+    Attributes:
+        paths: of the modules below the tower's module, in the order in which they run.
+        layout: how they take the map: "b (h w) c" as tokens, "b c h w" or "b h w c" as a map.
+    """
+
+    def __init__(
+        self, module: nn.Module, paths: Sequence[str], width: int, layout: str = "b (h w) c"
+    ) -> None:
+        """Name modules that act on every cell, in that layout."""
+        super().__init__(module, width)
+        self.paths, self.layout = tuple(paths), layout
+
+    def forward(self, last_map: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Run the modules; see `DenseProjection.forward`."""
+        state = rearrange(last_map, f"b c h w -> {self.layout}")
+        for path in self.paths:
+            state = self.borrow(path, tensors)(state)
+        return rearrange(state, f"{self.layout} -> b c h w", h=last_map.shape[2])
+
+
+class QueryPoolValues(DenseProjection):
+    """A pool by learned queries, on every patch alone, then norm and projection (CoCa).
+
+        y = ln_post(W_o (V(ln_k(x))))  @ proj
+
+    Attention over one token returns that token's value whatever the query, so this is exactly
+    what pool, norm and projection make of a picture of one patch.
+    """
+
+    def __init__(
+        self, module: nn.Module, pool: str, norm: str, projection: str | None, width: int
+    ) -> None:
+        """Name the pool (with `attn`, an `nn.MultiheadAttention`, and `ln_k`) and what follows."""
+        super().__init__(module, width)
+        self.pool = pool
+        self.rest = NormProjection(module, norm, projection, width)
+
+    def forward(self, last_map: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Pool every cell alone; see `DenseProjection.forward`."""
+        pool = self.borrow(self.pool, tensors)
+        tokens = pool.ln_k(rearrange(last_map, "b c h w -> b (h w) c"))
+        values = self.rest.project(value_path(pool.attn, tokens), tensors)
+        return rearrange(values, "b (h w) c -> b c h w", h=last_map.shape[2])
+
+
+def value_path(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+    """Return what attention gives for each token (..., C) when it sees no other one."""
+    packed: Tensor | None = attention.in_proj_weight
+    weight = attention.v_proj_weight if packed is None else packed.chunk(3)[2]
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]
+    return F.linear(
+        F.linear(tokens, weight, bias), attention.out_proj.weight, attention.out_proj.bias
+    )
 
 
 class SpatialAttentionPool(DenseProjection):

@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
-from bridger.towers.dense import DenseProjection, NormProjection, SpatialAttentionPool
+from bridger.towers.dense import (
+    DenseProjection,
+    NormProjection,
+    QueryPoolValues,
+    SpatialAttentionPool,
+)
 from bridger.towers.registry import register_tower
 from bridger.towers.text import TextTower, check_mask, through_first, through_highest
 from bridger.towers.views import resize_positions, square_grid, tensor_at, view_with
@@ -20,7 +25,8 @@ WHOLE = ("CLIP", "CustomTextCLIP", "CoCa")
 """Classes of open_clip that hold a vision tower as `visual`."""
 
 
-def _visual_of(module: nn.Module) -> Any:
+def visual_of(module: nn.Module) -> Any:
+    """Return the vision tower of a whole model, or the module itself."""
     return module.visual if is_a(module, "open_clip", *WHOLE) else module
 
 
@@ -48,11 +54,11 @@ class OpenClipViT(TokenVisionTower):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is the ViT, or a whole model that holds one."""
-        return is_a(_visual_of(module), "open_clip", "VisionTransformer")
+        return is_a(visual_of(module), "open_clip", "VisionTransformer")
 
     def __init__(self, given: nn.Module) -> None:
-        """Read the ViT; its attention pool (CoCa) and 'none' pooling are not supported."""
-        visual = _visual_of(unwrap(given))
+        """Read the ViT; with pool_type 'none' it has no pooled feature."""
+        visual = visual_of(unwrap(given))
         _refuse_vit(visual)
         self.module = visual
         self.patch = visual.patch_size[0]
@@ -63,7 +69,9 @@ class OpenClipViT(TokenVisionTower):
             given, list(blocks), [width] * len(blocks), [self.patch] * len(blocks)
         )
         self.joint_width = None if visual.proj is None else visual.proj.shape[1]
-        self.pooled_width = self.joint_width or width
+        self.pooled_width = self.joint_width or int(visual.ln_post.normalized_shape[0])
+        if visual.pool_type == "none":
+            self.pooled_width = None
 
     def position_names(self) -> tuple[str, ...]:
         """Return the name of the table."""
@@ -84,25 +92,25 @@ class OpenClipViT(TokenVisionTower):
             )
         return module(pixel_values.to(module.conv1.weight.dtype))
 
-    def pooled(self, result: Any) -> Tensor:
-        """Return the tower's own result: the class token or the patches' mean, projected."""
-        return _first(result)
+    def pooled(self, result: Any) -> Tensor | None:
+        """Return the tower's own result: class token, patches' mean or first query, projected."""
+        return None if self.pooled_width is None else _first(result)
 
     def _dense_projection(self) -> DenseProjection:
+        visual: Any = self.module
         projection = None if self.joint_width is None else "proj"
-        return NormProjection(self.module, "ln_post", projection, self.pooled_width or 0)
+        width = self.joint_width or int(visual.ln_post.normalized_shape[0])
+        if visual.attn_pool is not None:
+            return QueryPoolValues(visual, "attn_pool", "ln_post", projection, width)
+        return NormProjection(visual, "ln_post", projection, width)
 
 
 def _refuse_vit(visual: Any) -> None:
     label = OpenClipViT.label()
-    if getattr(visual, "attn_pool", None) is not None:
+    if getattr(visual, "attn_pool_contrastive", None) is not None:
         raise ValueError(
-            f"{label} with attentional_pool=True (as in CoCa) is not supported: "
-            "its output tokens are queries, not patches"
-        )
-    if visual.pool_type not in ("tok", "avg"):
-        raise ValueError(
-            f"{label} must pool by 'tok' or 'avg', found pool_type={visual.pool_type!r}"
+            f"{label} with attentional_pool={visual.attn_pool_type!r} is not supported: open_clip "
+            "marks these two pools as untested, and its own forward fails where widths differ"
         )
     if visual.patch_size[0] != visual.patch_size[1]:
         raise ValueError(f"{label} must have square patches, found {visual.patch_size}")
@@ -124,11 +132,11 @@ class OpenClipResNet(MapVisionTower):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is the ResNet, or a whole model that holds one."""
-        return is_a(_visual_of(module), "open_clip", "ModifiedResNet")
+        return is_a(visual_of(module), "open_clip", "ModifiedResNet")
 
     def __init__(self, given: nn.Module) -> None:
         """Read the ResNet, whose attention pool must be in place."""
-        visual = _visual_of(unwrap(given))
+        visual = visual_of(unwrap(given))
         if not is_a(visual.attnpool, "open_clip", "AttentionPool2d"):
             raise ValueError(
                 f"{self.label()} needs its own AttentionPool2d as attnpool, "

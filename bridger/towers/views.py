@@ -63,18 +63,35 @@ def view_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return _view(module, cast, "")
 
 
-def _view(module: nn.Module, tensors: Mapping[str, Tensor], path: str) -> nn.Module:
+def view_changing(module: nn.Module, changes: Mapping[str, object]) -> nn.Module:
+    """Return a module that computes like `module` with children or plain attributes changed.
+
+    Args:
+        module: any module, a view included; it is read, never written.
+        changes: by dotted name: a module in place of a child, any other value in place of an
+            attribute that is neither parameter, buffer nor child.
+
+    Returns:
+        A shallow view; with no changes, `module` itself.
+
+    Raises:
+        ValueError: as `view_with`, for a module with a replaced `forward` on the way.
+    """
+    return _view(module, changes, "") if changes else module
+
+
+def _view(module: nn.Module, changes: Mapping[str, object], path: str) -> nn.Module:
     view = _shallow_copy(module, path)
-    below: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+    below: dict[str, dict[str, object]] = {}
+    for name, value in changes.items():
         child, dot, rest = name.partition(".")
         if dot:
-            below.setdefault(child, {})[rest] = tensor
-        elif child in view._parameters:
-            # A plain tensor, not a Parameter: gradients must reach the tensor that was given.
-            view._parameters[child] = tensor  # type: ignore[assignment]
-        else:
-            view._buffers[child] = tensor
+            below.setdefault(child, {})[rest] = value
+            continue
+        # A tensor for a Parameter stays a plain one: gradients must reach what was given.
+        tables: list[dict[str, Any]] = [view._parameters, view._buffers, view._modules]
+        owner = next((table for table in tables if child in table), view.__dict__)
+        owner[child] = value
     for child, inner in below.items():
         original = module._modules[child]
         if original is not None:

@@ -168,7 +168,12 @@ class TokenVisionTower(VisionTower):
                 f"of {state.shape[2]} channels, found a map {tuple(new_map.shape)}"
             )
         kept = state[:, : self.prefix].repeat_interleave(repeats, dim=0)
-        return with_state(output, torch.cat([kept, patches], dim=1))
+        written = torch.cat([kept, patches], dim=1)
+        # Some ViTs without prefix tokens keep their patch convolution's memory order, channels
+        # outermost, through all blocks; in another order sums may differ in the last bit.
+        if state.stride(1) < state.stride(2):
+            written = written.mT.contiguous().mT
+        return with_state(output, written)
 
 
 class MapVisionTower(VisionTower):
@@ -176,7 +181,15 @@ class MapVisionTower(VisionTower):
 
     def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
         """Return the state; see `VisionTower.read_map`."""
-        return state_of(output)
+        state = state_of(output)
+        width = self.blocks[block].width
+        if state.ndim != 4 or state.shape[1] != width:
+            raise RuntimeError(
+                f"block {self.blocks[block].name!r} of {self.label()} returned a state of shape "
+                f"{tuple(state.shape)}; a map (B, C, H, W) of {width} channels was expected, so "
+                "this block cannot be bridged"
+            )
+        return state
 
     def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
         """Return the output with another map; see `VisionTower.write_map`."""
@@ -188,6 +201,19 @@ class MapVisionTower(VisionTower):
                 f"{tuple(state.shape[1:])}, found {tuple(new_map.shape[1:])}"
             )
         return with_state(output, new_map.to(state.dtype))
+
+
+class ChannelsLastMapVisionTower(MapVisionTower):
+    """A vision encoder whose states are maps (B, H, W, C): Swin Transformers."""
+
+    def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
+        """Return the state, channels first; see `VisionTower.read_map`."""
+        return super().read_map(block, state_of(output).movedim(-1, 1), image_size)
+
+    def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
+        """Return the output with another map, channels last; see `VisionTower.write_map`."""
+        written: Tensor = super().write_map(block, state_of(output).movedim(-1, 1), new_map)
+        return with_state(output, written.movedim(1, -1).contiguous())
 
 
 def _repeats(block: Block, old: int, new: int) -> int:
