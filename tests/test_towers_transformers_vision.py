@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families_transformers_vision import ROWS, VIT, build, whole
+from families_transformers_vision import ROWS, TEXT, VIT, build, whole
 from helpers_conformance import Subject, changed, features, same
 from helpers_families import VisionRow
 from helpers_towers import Watch, images
@@ -448,18 +448,9 @@ def _siglip2(name: str) -> nn.Module:
     vision = {k: v for k, v in VIT.items() if k != "image_size"}
     config: Any = dict(**vision, num_patches=16)
     if name != "Siglip2VisionModel":
-        config = dict(vision_config=config, text_config=dict(**VIT_TEXT))
+        config = dict(vision_config=config, text_config=TEXT)
     model: nn.Module = cls(cls.config_class(**config))
     return model
-
-
-VIT_TEXT = dict(
-    hidden_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=48,
-    vocab_size=64,
-)
 
 
 @pytest.mark.parametrize("name", ["Siglip2VisionModel", "Siglip2Model"])
