@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_families import VisionRow
+from helpers_families import TextRow, VisionRow, all_rows
 from helpers_towers import (
     CONTEXT,
     TEXT_MODULES,
@@ -48,18 +46,13 @@ def _vision(kind: str) -> tuple[nn.Module, VisionTower, Tensor]:
 
 
 def test_every_registered_family_is_tested_here() -> None:
-    tested = {type(find_vision_tower(build())) for build in VISION_MODULES.values()}
-    tested |= {type(find_vision_tower(row.build())) for row in _rows(VisionRow)}
-    assert tested == set(registered_towers("vision"))
-    tested_text = {type(find_text_tower(build())) for build in TEXT_MODULES.values()}
-    assert tested_text == set(registered_towers("text"))
-
-
-def _rows(kind: type) -> list[Any]:
-    """Rows of that kind in every list of families beside this file."""
-    files = sorted(Path(__file__).parent.glob("families_*.py"))
-    rows = [row for file in files for row in importlib.import_module(file.stem).ROWS]
-    return [row for row in rows if isinstance(row, kind)]
+    rows = all_rows()
+    vision = [*VISION_MODULES.values(), *(r.build for r in rows if isinstance(r, VisionRow))]
+    assert {type(find_vision_tower(build())) for build in vision} == set(
+        registered_towers("vision")
+    )
+    text = [*TEXT_MODULES.values(), *(r.build for r in rows if isinstance(r, TextRow))]
+    assert {type(find_text_tower(build())) for build in text} == set(registered_towers("text"))
 
 
 @VISION

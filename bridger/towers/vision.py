@@ -146,9 +146,13 @@ class TokenVisionTower(VisionTower):
         """Return the grid of whole patches."""
         return image_size[0] // self.patch, image_size[1] // self.patch
 
+    def block_grid(self, block: int, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return a block's grid, which is the last one's unless blocks merge tokens."""
+        return self.map_grid(image_size)
+
     def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
         """Return the patches as a map; see `VisionTower.read_map`."""
-        state, (height, width) = state_of(output), self.map_grid(image_size)
+        state, (height, width) = state_of(output), self.block_grid(block, image_size)
         if state.ndim != 3 or state.shape[1] != self.prefix + height * width:
             raise RuntimeError(
                 f"block {self.blocks[block].name!r} of {self.label()} returned a state of shape "

@@ -1,0 +1,167 @@
+"""Vision towers of transformers that work in stages: Swin Transformers and convolutional nets."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from bridger.towers.registry import register_tower
+from bridger.towers.transformers_vision import TransformersVision, pair
+from bridger.towers.vision import MapVisionTower, TokenVisionTower
+
+
+class Stages(TransformersVision):
+    """A hierarchical encoder, whose maps shrink from stage to stage; a block is a stage.
+
+    Attributes:
+        rounds_up: whether sizes are rounded up or down where a stride does not divide them.
+    """
+
+    rounds_up: ClassVar[bool] = True
+    joint_width = None
+
+    def __init__(self, given: nn.Module) -> None:
+        """Read the stages; see `TransformersVision`."""
+        super().__init__(given)
+        config, stages = self._encoder(self.module).config, self._layers()
+        widths, strides = self._layout(config, len(stages))
+        self.blocks = self._name_blocks(given, stages, widths, strides)
+        self.pooled_width = widths[-1]
+
+    @abstractmethod
+    def _layout(self, config: Any, count: int) -> tuple[list[int], list[int]]:
+        """Return the widths and strides of what the stages return."""
+
+    def map_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the last stage's map size."""
+        return self._grid(len(self.blocks) - 1, image_size)
+
+    def _grid(self, block: int, image_size: tuple[int, int]) -> tuple[int, int]:
+        stride = self.blocks[block].stride or 1
+        extra = stride - 1 if self.rounds_up else 0
+        return (image_size[0] + extra) // stride, (image_size[1] + extra) // stride
+
+
+class ConvolutionalStages(Stages, MapVisionTower):
+    """A convolutional net: maps (B, C, H, W) that halve from stage to stage; any size is native."""
+
+    blocks_at: ClassVar[tuple[str, ...]] = ("encoder.stages",)
+    image_size = None
+
+    def _layout(self, config: Any, count: int) -> tuple[list[int], list[int]]:
+        first = self._first_stride(config)
+        return list(config.hidden_sizes), [first * 2**stage for stage in range(count)]
+
+    @abstractmethod
+    def _first_stride(self, config: Any) -> int:
+        """Return the pixels per cell of the first stage's map."""
+
+
+@register_tower("vision")
+class ConvNextVision(ConvolutionalStages):
+    """`ConvNextModel` and `ConvNextV2Model`: the mean of the last map, normed."""
+
+    family = "ConvNext"
+    classes = ("ConvNextModel", "ConvNextV2Model")
+    norms_at = ("layernorm",)
+    rounds_up = False
+
+    def _first_stride(self, config: Any) -> int:
+        stride: int = config.patch_size
+        return stride
+
+
+@register_tower("vision")
+class Dinov3ConvNextVision(ConvolutionalStages):
+    """`DINOv3ConvNextModel`: the mean of the last map, normed."""
+
+    family = "DINOv3ConvNext"
+    classes = ("DINOv3ConvNextModel",)
+    blocks_at = ("model.stages", "stages")
+    norms_at = ("layer_norm",)
+    rounds_up = False
+
+    def _first_stride(self, config: Any) -> int:
+        return 4
+
+
+@register_tower("vision")
+class ResNetVision(ConvolutionalStages):
+    """`ResNetModel`: the mean of the last map, which no norm follows."""
+
+    family = "ResNet"
+    classes = ("ResNetModel",)
+
+    def _first_stride(self, config: Any) -> int:
+        return 8 if config.downsample_in_first_stage else 4
+
+
+@register_tower("vision")
+class RegNetVision(ConvolutionalStages):
+    """`RegNetModel`: the mean of the last map, which no norm follows."""
+
+    family = "RegNet"
+    classes = ("RegNetModel",)
+
+    def _first_stride(self, config: Any) -> int:
+        return 4 if config.downsample_in_first_stage else 2
+
+
+class MergingStages(Stages, TokenVisionTower):
+    """Stages of tokens (B, h*w, C), each but the last of which ends by merging 2 x 2 of them.
+
+    A stage returns its tokens after merging, in a tuple. What follows them differs: the same
+    state as a map (Swin, since transformers 5), or the state before merging and both sizes.
+    """
+
+    blocks_at = ("encoder.layers",)
+    norms_at = ("layernorm",)
+    prefix = 0
+
+    def __init__(self, given: nn.Module) -> None:
+        """Read the stages; see `TransformersVision`."""
+        super().__init__(given)
+        self.image_size = pair(self._encoder(self.module).config.image_size)
+
+    def _layout(self, config: Any, count: int) -> tuple[list[int], list[int]]:
+        merged = [min(stage + 1, count - 1) for stage in range(count)]
+        height, width = pair(config.patch_size)
+        if height != width:
+            raise ValueError(f"{self.label()} must have square patches, found {height} x {width}")
+        self.patch = height
+        return [config.embed_dim * 2**n for n in merged], [height * 2**n for n in merged]
+
+    def block_grid(self, block: int, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid after the stage: sizes are padded up to whole cells."""
+        return self._grid(block, image_size)
+
+    def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
+        """Return the output with other tokens, and with them wherever it holds the same state."""
+        written = super().write_map(block, output, new_map)
+        if not isinstance(output, tuple):
+            return written
+        tokens, copy, *rest = written
+        if copy is output[0]:
+            copy = tokens
+        elif copy.ndim == 4:
+            copy = new_map.to(copy.dtype).contiguous()
+        return (tokens, copy, *rest)
+
+
+@register_tower("vision")
+class SwinVision(MergingStages):
+    """`SwinModel` and `Swinv2Model`: the mean of the normed tokens."""
+
+    family = "Swin"
+    classes = ("SwinModel", "Swinv2Model")
+
+
+@register_tower("vision")
+class FocalNetVision(MergingStages):
+    """`FocalNetModel`: the mean of the normed tokens."""
+
+    family = "FocalNet"
+    classes = ("FocalNetModel",)
+    blocks_at = ("encoder.stages",)
