@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.towers.trial import Firing, Trace, hinted, pooled_in, takes, tensors_in
+from bridger.towers.trial import Firing, Trace, hinted, home_of, pooled_in, takes, tensors_in
 from bridger.towers.views import view_with
 
 LAYOUTS = ("b l c", "l b c")
@@ -85,7 +85,7 @@ def _without_nesting(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Mod
 
 def trial_ids(module: nn.Module, length: int, pad_id: int) -> Tensor:
     """Return ids (TEXTS, length), small ones that every vocabulary has, none of them padding."""
-    device = next(module.parameters()).device
+    device = home_of(module).device
     words = torch.tensor([word for word in range(3, 8) if word != pad_id])
     generator = torch.Generator().manual_seed(0)
     return words[torch.randint(len(words), (TEXTS, length), generator=generator)].to(device)

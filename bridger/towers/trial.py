@@ -62,19 +62,20 @@ def watch(module: nn.Module, run: Callable[[], Any]) -> Trace:
     """
     firings: list[Firing] = []
 
-    def recorder(name: str) -> Callable[..., None]:
+    def recorder(name: str, watched: nn.Module) -> Callable[..., None]:
         def record(fired: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            # The tensors are kept, so that no two states can share an id.
+            # What fired may be a view of what is watched. The tensors are kept, so that no two
+            # states can share an id.
             state = None if isinstance(output, tuple) and not output else state_of(output)
             kept = state if isinstance(state, Tensor) else None
-            firings.append(Firing(name, fired, _given(args, kwargs), kept))
+            firings.append(Firing(name, watched, _given(args, kwargs), kept))
 
         return record
 
     handles: list[Any] = []
     try:
         for name, below in module.named_modules():
-            handles.append(below.register_forward_hook(recorder(name), with_kwargs=True))
+            handles.append(below.register_forward_hook(recorder(name, below), with_kwargs=True))
         with _quiet(module):
             return Trace(firings, run())
     finally:
@@ -84,17 +85,23 @@ def watch(module: nn.Module, run: Callable[[], Any]) -> Trace:
 
 @contextmanager
 def _quiet(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, and random numbers that nobody misses."""
-    before = [(below, below.training) for below in module.modules()]
+    """Eval mode, no gradients, random numbers that nobody misses, and every attribute put back.
+
+    Some modules keep what they learn about a picture (a smaller window, a longer table).
+    """
+    before = [(below, dict(below.__dict__), dict(below._buffers)) for below in module.modules()]
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
     try:
-        for below, _ in before:
+        for below, _, _ in before:
             below.training = False
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:
-        for below, training in before:
-            below.training = training
+        for below, attributes, buffers in before:
+            for now, then in ((below.__dict__, attributes), (below._buffers, buffers)):
+                for name in now.keys() - then.keys():
+                    del now[name]
+                now.update(then)
 
 
 def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

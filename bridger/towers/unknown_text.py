@@ -30,7 +30,7 @@ from bridger.towers.text_calls import (
     vocabulary_in,
     ways_of,
 )
-from bridger.towers.trial import Firing, Trace, UnreadableTowerError, hinted, home_of, watch
+from bridger.towers.trial import Firing, Trace, UnreadableTowerError, hinted, watch
 
 FIXED = (77, 64, 32, 16, 128, 256, 512, 12, 20, 24, 40, 48)
 """Lengths tried where texts of LENGTH tokens do not pass and the module names no length."""
@@ -73,7 +73,6 @@ def generic_text(
         raise ValueError(f"layout must be one of {list(LAYOUTS)}, found {layout!r}")
     inner = unwrap(module)
     _refuse_generators(inner)
-    home_of(inner)
     pad = pad_id_of(inner) if pad_id is None else pad_id
     trial = _try_lengths(inner, pad, max_length)
     found = find_blocks(inner, trial.trace, trial.could_be_state, blocks)

@@ -27,8 +27,11 @@ from bridger.towers.vision_layout import (
 FREE = ((64, 96), (56, 84), (224, 320))
 """Sizes tried first, for patches of 8, 16 and 32 pixels, then 14: what takes one takes any."""
 
-NATIVE = (224, 256, 384, 336, 128, 64, 32, 448, 512, 96, 48, 112, 160, 192)
+NATIVE = (224, 32, 64, 128, 96, 48, 112, 160, 192, 256, 336, 384, 448, 512)
 """Sides of square pictures, tried where no other size passes and the module names none."""
+
+MISREADINGS = 5
+"""Sizes at which a tower may run without being understood, before more are not tried."""
 
 
 def generic_vision(
@@ -82,6 +85,8 @@ def generic_vision(
         except MisreadError as error:
             # A tower that resizes pictures by itself is understood at its own size only.
             errors[size] = error
+            if sum(isinstance(e, MisreadError) for e in errors.values()) == MISREADINGS:
+                break
             continue
         tower = (GenericTokens if read.layout in TOKENS else GenericMaps)(module)
         tower.describe_as(found, read, None if free else size, pooled_in(trace.result))
@@ -259,12 +264,10 @@ def _refusal(module: nn.Module, errors: Mapping[tuple[int, int], Exception]) -> 
     if misread:
         size, error = misread[0]
         return ValueError(f"{kind} cannot be read with pictures of {size[0]} x {size[1]}: {error}")
-    shown = "; ".join(
-        f"{h} x {w}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        for (h, w), error in list(errors.items())[:4]
-    )
+    shown = [f"{type(error).__name__}: {str(error)[:150]}" for error in errors.values()]
     return UnreadableTowerError(
-        f"{kind} ran on pictures (B, 3, H, W) of no size that was tried ({shown}). Pass the image "
+        f"{kind} ran on pictures (B, 3, H, W) of none of the sizes {list(errors)} "
+        f"({'; '.join(list(dict.fromkeys(shown))[:3])}). Pass the image "
         "encoder alone, with `image_size` if it takes one size only: "
         "attach_bridgers(generic_vision(encoder, image_size=...), text)"
     )
