@@ -408,6 +408,17 @@ def test_a_text_tower_without_mask_or_limit_needs_one() -> None:
     assert generic_text(module, max_length=9).describe()["fixed_length"]
 
 
+@pytest.mark.parametrize("length", [7, 12])
+def test_a_text_tower_of_one_length_gets_its_texts_padded(length: int) -> None:
+    module = build(NamedWords)
+    module.place = nn.Embedding(length, WIDTH)
+    rows = torch.arange(length)
+    module.place.register_forward_pre_hook(lambda _, args: (rows + 0 * args[0].sum(),))
+    tower = generic_text(module)
+    assert (tower.max_length, tower.describe()["fixed_length"]) == (length, True)
+    assert tower.prepare(ids(2, 6))[0].shape == (2, length)
+
+
 # What is no tower of that side.
 
 

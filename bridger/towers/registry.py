@@ -11,8 +11,9 @@ from torch import nn
 
 from bridger.towers.base import Tower, unwrap
 from bridger.towers.text import TextTower
+from bridger.towers.text_calls import takes_ids
 from bridger.towers.trial import UnreadableTowerError
-from bridger.towers.unknown_text import generic_text, takes_ids
+from bridger.towers.unknown_text import generic_text
 from bridger.towers.unknown_vision import generic_vision, takes_pictures
 from bridger.towers.vision import VisionTower
 
@@ -45,7 +46,7 @@ def register_tower(side: str) -> Callable[[TowerClass], TowerClass]:
             raise TypeError(f"{family.__name__} must derive from {base.__name__}")
         if not family.__module__.startswith("bridger.towers."):
             _import_families()  # the library's own come first, so that a user's are asked first
-        kept = [known for known in _families[side] if _place_of(known) != _place_of(family)]
+        kept = [k for k in _families[side] if k is family or _place_of(k) != _place_of(family)]
         label = family.label()
         if label in (known.label() for known in kept):
             raise ValueError(f"there is already a {side} tower for {label}")

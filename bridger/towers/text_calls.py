@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.towers.trial import Firing, Trace, hinted, home_of, pooled_in, takes, tensors_in
+from bridger.towers.trial import (
+    Firing,
+    Trace,
+    UnreadableTowerError,
+    hinted,
+    home_of,
+    pooled_in,
+    takes,
+    tensors_in,
+    watch,
+)
 from bridger.towers.views import view_with
 
 LAYOUTS = ("b l c", "l b c")
@@ -20,6 +31,9 @@ TEXTS, LENGTH = 2, 7
 
 UNLIMITED = 1_000_000
 """The longest text of a module without a position table."""
+
+FIXED = (77, 64, 32, 16, 128, 256, 512, 12, 20, 24, 40, 48)
+"""Lengths tried where texts of LENGTH tokens do not pass and the module names no length."""
 
 MASKS = {
     "attention_mask": True,
@@ -180,3 +194,84 @@ def _close(one: Tensor, other: Tensor) -> bool:
     tolerance = 1e-4 if one.dtype in (torch.float32, torch.float64) else 5e-2
     difference = (one.float() - other.float()).abs().max()
     return bool(difference <= tolerance * one.float().abs().max())
+
+
+class Trial(NamedTuple):
+    """A trial forward that went through, and the ways to pass a mask that do so too."""
+
+    input_ids: Tensor
+    trace: Trace
+    ways: list[Way]
+
+    @property
+    def length(self) -> int:
+        """Return how many tokens its texts have."""
+        return self.input_ids.shape[1]
+
+    @property
+    def free(self) -> bool:
+        """Whether the module takes texts of any length."""
+        return self.length == LENGTH
+
+    def could_be_state(self, state: Tensor) -> bool:
+        """Whether a tensor could be a block's state, by its shape."""
+        return layout_of(state, self.length) is not None
+
+    def layout(self, blocks: Sequence[Firing]) -> str:
+        """Return the one layout of all blocks; ValueError where there are two."""
+        layouts = {
+            layout_of(block.state, self.length) for block in blocks if block.state is not None
+        }
+        (layout,) = layouts if len(layouts) == 1 else (None,)
+        if layout is None:
+            shapes = [block.shape for block in blocks]
+            raise ValueError(f"the blocks' states {shapes} differ in layout: name other `blocks`")
+        return layout
+
+
+def try_lengths(module: nn.Module, pad_id: int, max_length: int | None) -> Trial:
+    """Run a module on texts of several lengths, short ones first, until one passes.
+
+    Raises:
+        UnreadableTowerError: none passed; the message holds what the module raised.
+    """
+    errors: list[str] = []
+    for length in _lengths(module, max_length):
+        ids = trial_ids(module, length, pad_id)
+        real = torch.ones_like(ids, dtype=torch.bool)
+        ways, first = [], None
+        for way in ways_of(module):
+            try:
+                trace = watch(module, functools.partial(call_text, module, ids, real, way, {}))
+            except Exception as error:  # whatever an unknown module raises
+                errors.append(f"{length} tokens: {type(error).__name__}: {str(error)[:100]}")
+                continue
+            first = first or trace
+            ways.append(way)
+        if first is not None:
+            return Trial(ids, first, ways)
+    raise UnreadableTowerError(
+        f"{type(module).__name__} ran on ids (B, L) of no length that was tried "
+        f"({'; '.join(errors[:3])}). Pass the text encoder alone, with `max_length` if it takes "
+        "one length only: attach_bridgers(vision, generic_text(encoder, max_length=...))"
+    )
+
+
+def _lengths(module: nn.Module, max_length: int | None) -> Iterator[int]:
+    if max_length is None or max_length > LENGTH:
+        yield LENGTH
+    hints = [
+        hint
+        for hint in hinted(module, "context_length", "max_position_embeddings", "max_length")
+        if isinstance(hint, int) and LENGTH < hint <= 4096
+    ]
+    yield from dict.fromkeys([*hints, *FIXED]) if max_length is None else (max_length,)
+
+
+def takes_ids(module: nn.Module) -> bool:
+    """Whether the module runs on token ids of some usual length."""
+    try:
+        try_lengths(module, pad_id_of(module), None)
+    except UnreadableTowerError:
+        return False
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,8 @@ from bridger.towers.discovery import find_blocks
 from bridger.towers.text import TextTower, check_mask
 from bridger.towers.text_calls import (
     LAYOUTS,
-    LENGTH,
     UNLIMITED,
+    Trial,
     Way,
     call_text,
     layout_of,
@@ -26,14 +26,10 @@ from bridger.towers.text_calls import (
     same_for_real_tokens,
     sentence_of,
     tokens_in,
-    trial_ids,
+    try_lengths,
     vocabulary_in,
-    ways_of,
 )
-from bridger.towers.trial import Firing, Trace, UnreadableTowerError, hinted, watch
-
-FIXED = (77, 64, 32, 16, 128, 256, 512, 12, 20, 24, 40, 48)
-"""Lengths tried where texts of LENGTH tokens do not pass and the module names no length."""
+from bridger.towers.trial import Firing, UnreadableTowerError, watch
 
 
 def generic_text(
@@ -74,7 +70,7 @@ def generic_text(
     inner = unwrap(module)
     _refuse_generators(inner)
     pad = pad_id_of(inner) if pad_id is None else pad_id
-    trial = _try_lengths(inner, pad, max_length)
+    trial = try_lengths(inner, pad, max_length)
     found = find_blocks(inner, trial.trace, trial.could_be_state, blocks)
     read = trial.layout(found)
     if layout not in (None, read):
@@ -95,82 +91,8 @@ def generic_text(
     return tower
 
 
-def takes_ids(module: nn.Module) -> bool:
-    """Whether the module runs on token ids of some usual length."""
-    try:
-        _try_lengths(module, pad_id_of(module), None)
-    except UnreadableTowerError:
-        return False
-    return True
-
-
-class _Trial(NamedTuple):
-    """A trial forward that went through, and the ways to pass a mask that do so too."""
-
-    input_ids: Tensor
-    trace: Trace
-    ways: list[Way]
-
-    @property
-    def length(self) -> int:
-        return self.input_ids.shape[1]
-
-    @property
-    def free(self) -> bool:
-        """Whether the module takes texts of any length."""
-        return self.length == LENGTH
-
-    def could_be_state(self, state: Tensor) -> bool:
-        return layout_of(state, self.length) is not None
-
-    def layout(self, blocks: Sequence[Firing]) -> str:
-        """Return the one layout of all blocks."""
-        layouts = {
-            layout_of(block.state, self.length) for block in blocks if block.state is not None
-        }
-        (layout,) = layouts if len(layouts) == 1 else (None,)
-        if layout is None:
-            shapes = [block.shape for block in blocks]
-            raise ValueError(f"the blocks' states {shapes} differ in layout: name other `blocks`")
-        return layout
-
-
-def _try_lengths(module: nn.Module, pad_id: int, max_length: int | None) -> _Trial:
-    errors: list[str] = []
-    for length in _lengths(module, max_length):
-        ids = trial_ids(module, length, pad_id)
-        real = torch.ones_like(ids, dtype=torch.bool)
-        ways, first = [], None
-        for way in ways_of(module):
-            try:
-                trace = watch(module, functools.partial(call_text, module, ids, real, way, {}))
-            except Exception as error:  # whatever an unknown module raises
-                errors.append(f"{length} tokens: {type(error).__name__}: {str(error)[:100]}")
-                continue
-            first = first or trace
-            ways.append(way)
-        if first is not None:
-            return _Trial(ids, first, ways)
-    raise UnreadableTowerError(
-        f"{type(module).__name__} ran on ids (B, L) of no length that was tried "
-        f"({'; '.join(errors[:3])}). Pass the text encoder alone, with `max_length` if it takes "
-        "one length only: attach_bridgers(vision, generic_text(encoder, max_length=...))"
-    )
-
-
-def _lengths(module: nn.Module, max_length: int | None) -> Iterator[int]:
-    if max_length is None or max_length > LENGTH:
-        yield LENGTH
-    hints = [
-        hint
-        for hint in hinted(module, "context_length", "max_position_embeddings", "max_length")
-        if isinstance(hint, int) and LENGTH < hint <= 4096
-    ]
-    yield from dict.fromkeys([*hints, *FIXED]) if max_length is None else (max_length,)
-
-
 def _padding(
-    module: nn.Module, trial: _Trial, block: Firing, layout: str, pad_id: int, limit: int
+    module: nn.Module, trial: Trial, block: Firing, layout: str, pad_id: int, limit: int
 ) -> tuple[Way, bool]:
     """Return how to pass masks, and whether texts must be padded to one length all the same."""
     if not trial.free:
@@ -179,10 +101,13 @@ def _padding(
     real[-1, -3:] = False
     ids[-1, -3:] = pad_id
     for way in trial.ways:
-        padded, alone = (
-            watch(module, functools.partial(call_text, module, these, mask, way, {}))
-            for these, mask in ((ids, real), (ids[-1:, :-3], real[-1:, :-3]))
-        )
+        try:
+            padded, alone = (
+                watch(module, functools.partial(call_text, module, these, mask, way, {}))
+                for these, mask in ((ids, real), (ids[-1:, :-3], real[-1:, :-3]))
+            )
+        except Exception:  # it takes texts of the first trial's length only, or no padding
+            continue
         if same_for_real_tokens(padded, alone, block, layout, real):
             return way, False
     if limit == UNLIMITED:
@@ -240,7 +165,7 @@ class GenericText(TextTower):
         modules, widths = [b.module for b in blocks], [b.shape[2] for b in blocks]
         self.blocks = self._name_blocks(given, modules, widths, [None] * len(blocks))
 
-    def read_widths(self, trial: _Trial) -> None:
+    def read_widths(self, trial: Trial) -> None:
         """Set what a trial's result says; TypeError where it is about words to come."""
         tokens, last = tokens_in(trial.trace.result), self.blocks[-1].width
         kept = None if tokens is None else layout_of(tokens, trial.length)
