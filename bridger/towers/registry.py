@@ -107,6 +107,9 @@ def tower_as_saved(
 
     What was said or found when the adapter was made is repeated, so that it need not be said
     again, and so that neither a new family nor a better search makes an old adapter unreadable.
+
+    Raises:
+        ValueError: it does not hold of this module, which is another one of the same class.
     """
     if isinstance(module, Tower) or saved["library"] != "generic":
         return module
@@ -117,7 +120,12 @@ def tower_as_saved(
         "text": ("blocks", "layout", "max_length", "vocab_size", "pad_id"),
     }
     generic: Any = generic_vision if side == "vision" else generic_text
-    tower: Tower = generic(module, **{name: saved[name] for name in names[side]})
+    try:
+        tower: Tower = generic(module, **{name: saved[name] for name in names[side]})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the adapter was made for another {saved['class']} than the {side} tower: {error}"
+        ) from error
     return tower
 
 
