@@ -12,6 +12,7 @@ from bridger.model import BridgedModel
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
 from bridger.tiny_clip import load_tiny_clip
+from bridger.towers import generic_text, generic_vision, register_tower
 
 __version__ = "0.1.0"
 
@@ -26,5 +27,8 @@ __all__ = [
     "Processor",
     "attach_bridgers",
     "etris",
+    "generic_text",
+    "generic_vision",
     "load_tiny_clip",
+    "register_tower",
 ]

@@ -23,6 +23,8 @@ from bridger.bridgers import BridgerConfig
 from bridger.encoder import BridgedEncoder, attach_bridgers
 from bridger.heads import get_head
 from bridger.processing import Processor
+from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
+from bridger.towers.registry import tower_as_saved
 
 if TYPE_CHECKING:
     from bridger.model import BridgedModel
@@ -93,7 +95,9 @@ def describe(model: BridgedModel) -> dict[str, Any]:
 
 
 def load(
-    folder: str | os.PathLike[str], vision_model: nn.Module, text_model: nn.Module
+    folder: str | os.PathLike[str],
+    vision_model: nn.Module | VisionTower,
+    text_model: nn.Module | TextTower,
 ) -> BridgedModel:
     """Attach a saved adapter to its towers; see `BridgedModel.from_pretrained`."""
     from bridger.model import BridgedModel
@@ -103,8 +107,8 @@ def load(
     parts = config["encoder"]
     bridgers = parts["bridgers"] and BridgerConfig.from_dict(parts["bridgers"])
     encoder = attach_bridgers(
-        vision_model,
-        text_model,
+        find_vision_tower(tower_as_saved("vision", vision_model, config["towers"]["vision"])),
+        find_text_tower(tower_as_saved("text", text_model, config["towers"]["text"])),
         stages=[tuple(pair) for pair in parts["stages"]],
         config=bridgers,
         trainable=parts["trainable"],

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def attach_bridgers(
-    vision_model: nn.Module,
-    text_model: nn.Module,
+    vision_model: nn.Module | VisionTower,
+    text_model: nn.Module | TextTower,
     stages: Stages = 3,
     config: BridgerConfig | str | None = "paper",
     *,
@@ -40,8 +40,10 @@ def attach_bridgers(
     the returned encoder's forward, and `encoder.detach()` removes every trace.
 
     Args:
-        vision_model: an image encoder, or a whole dual encoder that holds one.
-        text_model: a text encoder, or a whole dual encoder that holds one.
+        vision_model: an image encoder, or a whole dual encoder that holds one. An encoder of no
+            known family is read off a trial forward; `generic_vision` describes it.
+        text_model: a text encoder, or a whole dual encoder that holds one; likewise, with
+            `generic_text`.
         stages: a number k (blocks ceil(i n / k) of each tower's n), or (vision, text) pairs of
             0-based block indices (negative ones allowed) or of block names.
         config: the Bridgers' config, the name of a preset, or None for no Bridgers at all: the
@@ -59,9 +61,9 @@ def attach_bridgers(
         The encoder, `encoder(pixel_values, input_ids) -> BridgedFeatures`.
 
     Raises:
-        TypeError: no family of towers knows one of the models, or it is on the wrong side.
-        ValueError: a tower on the meta device, stages out of range or out of order, a config
-            that does not fit.
+        TypeError: one of the models is no encoder, or is on the wrong side.
+        ValueError: a tower on the meta device, an unknown tower whose blocks are ambiguous,
+            stages out of range or out of order, a config that does not fit.
     """
     if isinstance(config, str):
         config = BridgerConfig.preset(config)

@@ -17,6 +17,7 @@ from bridger.half_towers import HalfTowers
 from bridger.heads import Head
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
+from bridger.towers import TextTower, VisionTower
 
 if TYPE_CHECKING:
     from bridger.processing import ImageLike
@@ -192,7 +193,10 @@ class BridgedModel(HalfTowers):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], vision_model: nn.Module, text_model: nn.Module
+        cls,
+        folder: str | os.PathLike[str],
+        vision_model: nn.Module | VisionTower,
+        text_model: nn.Module | TextTower,
     ) -> BridgedModel:
         """Attach a saved adapter to the towers that it was made for.
 

@@ -9,6 +9,8 @@ from bridger.towers.registry import (
     registered_towers,
 )
 from bridger.towers.text import TextTower
+from bridger.towers.unknown_text import generic_text
+from bridger.towers.unknown_vision import generic_vision
 from bridger.towers.vision import MapVisionTower, TokenVisionTower, VisionTower
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "VisionTower",
     "find_text_tower",
     "find_vision_tower",
+    "generic_text",
+    "generic_vision",
     "register_tower",
     "registered_towers",
 ]
