@@ -26,7 +26,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny_clip_captions import NAMES, SCENES, Batch, Captioner, Recipe, make_batch
+from tiny_clip_batches import NAMES, SCENES, Batch, Recipe, make_batch
+from tiny_clip_captions import Captioner
 from tiny_clip_tokenizer import CONTEXT_LENGTH, build_tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -99,16 +100,15 @@ def build_model(vocab_size: int, **sizes: int) -> nn.Module:
 
 def continue_from(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Loads the weights of an earlier stage, whose pictures and captions may be smaller."""
-    name = "visual.attnpool.positional_embedding"
-    before, after = weights[name], model.state_dict()[name].clone()
-    sides = [math.isqrt(len(table) - 1) for table in (before, after)]
-    grid = before[1:].T.reshape(1, -1, sides[0], sides[0])
-    grid = F.interpolate(grid, size=(sides[1], sides[1]), mode="bilinear")
-    after = torch.cat([before[:1], grid.flatten(2)[0].T])
-    places = model.state_dict()["positional_embedding"].clone()
-    known = weights["positional_embedding"]
+    image, text = "visual.attnpool.positional_embedding", "positional_embedding"
+    fresh = model.state_dict()
+    before, rows = weights[image], len(fresh[image])
+    old, new = (math.isqrt(count - 1) for count in (len(before), rows))
+    grid = F.interpolate(before[1:].T.reshape(1, -1, old, old), size=(new, new), mode="bilinear")
+    known, places = weights[text], fresh[text].clone()
     places[: len(known)] = known
-    model.load_state_dict({**weights, name: after, "positional_embedding": places})
+    resized = {image: torch.cat([before[:1], grid.flatten(2)[0].T]), text: places}
+    model.load_state_dict({**weights, **resized})
 
 
 class Batches(Dataset[Batch]):
@@ -255,7 +255,7 @@ def export(model: nn.Module, tokenizer: Any, out: Path) -> None:
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     config = json.dumps(model_config(len(tokenizer)), indent=2)
     (out / "open_clip_config.json").write_text(config + "\n")
-    tokenizer.save_pretrained(out)
+    build_tokenizer().save_pretrained(out)  # a used one would remember its last call's lengths
     print(f"wrote {out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.2f} MB")
 
 

@@ -428,10 +428,11 @@ def test_models_whose_tokens_are_no_map_are_refused_with_the_reason(name: str, w
         find_vision_tower(timm.create_model(name, pretrained=False, **small))
 
 
-def test_timm_models_without_stages_of_their_own_are_unknown() -> None:
-    for build in (lambda: timm_model("test_convnext", features_only=True), nn.Identity):
-        with pytest.raises(TypeError, match="no vision tower is known .*timm Staged"):
-            find_vision_tower(build())
+def test_timm_models_without_stages_of_their_own_are_not_taken_for_staged() -> None:
+    tower = find_vision_tower(timm_model("test_convnext", features_only=True))
+    assert tower.library == "generic"
+    with pytest.raises(TypeError, match="no vision tower is known .*timm Staged"):
+        find_vision_tower(nn.Identity())
 
 
 def test_a_model_that_names_no_stages_is_refused() -> None:
