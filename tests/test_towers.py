@@ -129,7 +129,7 @@ def test_towers_on_the_wrong_side_are_refused_by_name() -> None:
 def test_unknown_modules_are_refused_with_what_is_known() -> None:
     with pytest.raises(TypeError, match="torch.nn.modules.linear.Linear; known: open_clip Mod"):
         find_vision_tower(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="known: open_clip TextTransformer, transformers CLIPText"):
+    with pytest.raises(TypeError, match="known: open_clip .*TextTransformer, .* CLIPText"):
         find_text_tower(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="must be a torch.nn.Module, found str"):
         find_text_tower("openai/clip-vit-base-patch16")  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from bridger.towers.vision import VisionTower
 TowerClass = TypeVar("TowerClass", bound=type[Tower])
 
 _families: dict[str, list[type[Tower]]] = {"vision": [], "text": []}
+_refusals: dict[str, list[tuple[Callable[[nn.Module], bool], str]]] = {"vision": [], "text": []}
 
 
 def register_tower(side: str) -> Callable[[TowerClass], TowerClass]:
@@ -42,6 +43,11 @@ def register_tower(side: str) -> Callable[[TowerClass], TowerClass]:
         return family
 
     return register
+
+
+def refuse_tower(side: str, matches: Callable[[nn.Module], bool], reason: str) -> None:
+    """Say why no family claims such modules; refusals added later are asked first."""
+    _refusals[side].append((matches, reason))
 
 
 def registered_towers(side: str) -> tuple[type[Tower], ...]:
@@ -91,6 +97,9 @@ def _find(side: str, module: nn.Module) -> Tower:
             f"expected a {side} tower, found the {other} tower {found}: "
             "pass the vision tower first, the text tower second"
         )
+    for matches, reason in reversed(_refusals[side]):
+        if matches(bare):
+            raise TypeError(f"{found} cannot be a {side} tower: {reason}")
     known = ", ".join(sorted(family.label() for family in registered_towers(side)))
     raise TypeError(f"no {side} tower is known for {found}; known: {known}, or wholes of these")
 
