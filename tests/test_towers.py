@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers_families import TextRow, VisionRow
 from helpers_towers import (
     CONTEXT,
     TEXT_MODULES,
@@ -44,11 +47,21 @@ def _vision(kind: str) -> tuple[nn.Module, VisionTower, Tensor]:
     return given, tower, images(2, *tower.image_size)
 
 
-def test_every_registered_family_is_tested_here() -> None:
-    tested = {type(find_vision_tower(build())) for build in VISION_MODULES.values()}
-    assert tested == set(registered_towers("vision"))
-    tested_text = {type(find_text_tower(build())) for build in TEXT_MODULES.values()}
-    assert tested_text == set(registered_towers("text"))
+def _rows(kind: type) -> list[Any]:
+    """The rows of that kind in all `tests/families_*.py`."""
+    modules = (import_module(path.stem) for path in Path(__file__).parent.glob("families_*.py"))
+    return [row for module in modules for row in module.ROWS if isinstance(row, kind)]
+
+
+def test_every_registered_family_is_tested() -> None:
+    builds = [*VISION_MODULES.values(), *(row.build for row in _rows(VisionRow))]
+    assert {type(find_vision_tower(build())) for build in builds} == set(
+        registered_towers("vision")
+    )
+    text_builds = [*TEXT_MODULES.values(), *(row.build for row in _rows(TextRow))]
+    assert {type(find_text_tower(build())) for build in text_builds} == set(
+        registered_towers("text")
+    )
 
 
 @VISION
@@ -180,8 +193,6 @@ def test_a_resnet_without_its_pool_is_refused() -> None:
 def test_text_towers_built_in_unknown_ways_are_refused() -> None:
     with pytest.raises(ValueError, match="pool_type='none' has no sentence"):
         find_text_tower(open_clip_vit(text=dict(pool_type="none")))
-    with pytest.raises(ValueError, match="embed_cls=True .*CoCa"):
-        find_text_tower(open_clip_vit(custom=True, text=dict(embed_cls=True)))
 
 
 def test_patch_dropout_is_refused_in_train_mode_only() -> None:

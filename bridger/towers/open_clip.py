@@ -197,7 +197,7 @@ class OpenClipText(TextTower):
         return is_a(_text_of(module), "open_clip", "CLIP", "TextTransformer")
 
     def __init__(self, given: nn.Module) -> None:
-        """Read the Transformer; a class token at the end (CoCa) is not supported."""
+        """Read the Transformer, which must pool."""
         text = _text_of(unwrap(given))
         self.module = text
         # The same attributes carry a prefix where the Transformer is built into `CLIP`.
@@ -227,11 +227,6 @@ class OpenClipText(TextTower):
     def _refuse(self, text: Any) -> None:
         if self.pool_type == "none":
             raise ValueError(f"{self.label()} with pool_type='none' has no sentence feature")
-        if getattr(text, "cls_emb", None) is not None:
-            raise ValueError(
-                f"{self.label()} with embed_cls=True (as in CoCa) is not supported: "
-                "its class token sits behind the padding"
-            )
 
     def _guess_pad_id(self, text: Any) -> int:
         # SigLIP's towers pool the last position through a Linear

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bridger.towers.base import Tower, shown, state_of, with_state
 
-
 ANY_LENGTH = 1_000_000_000
 """`max_length` of towers without a table that ends."""
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from bridger.towers.base import is_a
 from bridger.towers.registry import refuse_tower, register_tower
 from bridger.towers.text import ANY_LENGTH, mean_of_real
-from bridger.towers.transformers_text import LIBRARY, MaskedText
+from bridger.towers.transformers import LIBRARY
+from bridger.towers.transformers_text import MaskedText
 
 
 @register_tower("text")
