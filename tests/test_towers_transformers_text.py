@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from families_text import ROWS, TINY, build, coca, dual_encoder, hf_text_encoder, whole
+from families_text import ROWS, build, coca, dual_encoder, hf_text_encoder, whole
 from helpers_families import TextRow
 from helpers_towers import CONTEXT, EOS, SOS, VOCAB, Watch, fill, hf_vision, ids, images
 from test_encoder import SMALL, flat, randomise, trace
@@ -18,6 +18,9 @@ from bridger import attach_bridgers
 from bridger.towers import TextTower, find_text_tower
 from bridger.towers.text import ANY_LENGTH
 from bridger.towers.views import tensor_at
+
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+UNMASKED = ("transformers/Siglip", "transformers/MetaClip2")
 
 
 class Case(NamedTuple):
@@ -127,9 +130,6 @@ def test_padding_and_company_change_nothing(case: Case) -> None:
             torch.testing.assert_close(alone.tokens[0, :length], full.tokens[row, :length], **CLOSE)
 
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
-
-
 def test_a_written_change_reaches_the_output(case: Case) -> None:
     tower = case.tower
 
@@ -154,7 +154,7 @@ def test_a_written_change_reaches_the_output(case: Case) -> None:
         assert torch.equal(kept.sentence, plain.sentence)
         for block in (0, len(tower.blocks) - 1):
             changed = run(tower, case.ids(), replace=changed_at(block)).sentence
-            if block and isinstance(case.row.name, str) and "CoCa" in case.row.name:
+            if block and "CoCa" in case.row.name:
                 continue  # only the class token, which is no word, makes its sentence
             assert not torch.allclose(changed, plain.sentence, atol=1e-3)
 
@@ -174,9 +174,6 @@ def test_a_users_mask_is_taken(case: Case) -> None:
         assert not torch.allclose(ran.sentence, plain.sentence, atol=1e-3)
     else:
         assert not torch.allclose(*masked_out, atol=1e-3)
-
-
-UNMASKED = ("transformers/Siglip", "transformers/MetaClip2")
 
 
 def test_trained_positions_stand_in_and_learn(case: Case) -> None:
@@ -323,7 +320,3 @@ def test_a_part_that_is_missing_is_named() -> None:
     del model.encoder.layer
     with pytest.raises(ValueError, match=r"expected to have encoder.layer, .*version of transf"):
         find_text_tower(model)
-
-
-def test_tiny_rows_say_what_they_are() -> None:
-    assert len({row.name for row in ROWS}) == len(ROWS) and TINY["vocab_size"] == VOCAB
