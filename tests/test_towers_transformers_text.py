@@ -76,7 +76,9 @@ def own_features(given: Any, texts: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     encoder = getattr(encoder, "text_model", encoder)
     masked = {} if kind.startswith(("Siglip", "MetaClip2")) else {"attention_mask": mask.long()}
     result = encoder(texts, **masked)
-    if hasattr(given, "get_text_features"):
+    if kind == "ChineseCLIPModel":  # whose get_text_features fails on itself in 4.57
+        sentence = given.text_projection(result.last_hidden_state[:, 0])
+    elif hasattr(given, "get_text_features"):
         features = given.get_text_features(texts, **masked)
         sentence = features if isinstance(features, Tensor) else features.pooler_output
     elif kind.endswith("WithProjection"):

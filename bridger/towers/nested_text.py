@@ -95,7 +95,7 @@ class NestedTextTower(TextTower):
         """Run the inner model and return the sentence; see `TextTower.call`."""
         self._check_tensors(tensors)
         module = view_with(self.module, tensors)
-        result = self.inner.run(self.inner.module, input_ids, token_mask)
+        result = self.inner.run(module.get_submodule(self._inner_path), input_ids, token_mask)
         return self.project(module, result, token_mask)
 
     def tokens(self, last_state: Tensor, result: Any, tensors: Mapping[str, Tensor]) -> Tensor:
