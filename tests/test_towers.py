@@ -133,7 +133,7 @@ def test_towers_on_the_wrong_side_are_refused_by_name() -> None:
 def test_unknown_modules_are_refused_with_what_is_known() -> None:
     with pytest.raises(TypeError, match="torch.nn.modules.linear.Linear; known: open_clip Mod"):
         find_vision_tower(nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="known: open_clip TextTransformer, transformers CLIPText"):
+    with pytest.raises(TypeError, match="known: open_clip .*TextTransformer, .* CLIPText"):
         find_text_tower(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="must be a torch.nn.Module, found str"):
         find_text_tower("openai/clip-vit-base-patch16")  # type: ignore[arg-type]
@@ -184,8 +184,6 @@ def test_a_resnet_without_its_pool_is_refused() -> None:
 def test_text_towers_built_in_unknown_ways_are_refused() -> None:
     with pytest.raises(ValueError, match="pool_type='none' has no sentence"):
         find_text_tower(open_clip_vit(text=dict(pool_type="none")))
-    with pytest.raises(ValueError, match="embed_cls=True .*CoCa"):
-        find_text_tower(open_clip_vit(custom=True, text=dict(embed_cls=True)))
 
 
 def test_patch_dropout_is_refused_in_train_mode_only() -> None:

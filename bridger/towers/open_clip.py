@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
@@ -17,7 +15,14 @@ from bridger.towers.dense import (
     SpatialAttentionPool,
 )
 from bridger.towers.registry import register_tower
-from bridger.towers.text import TextTower, check_mask, through_first, through_highest
+from bridger.towers.text import (
+    TextTower,
+    fill_up,
+    siglip_mask,
+    siglip_pad_id,
+    through_first,
+    through_highest,
+)
 from bridger.towers.views import resize_positions, square_grid, tensor_at, view_with
 from bridger.towers.vision import MapVisionTower, TokenVisionTower
 
@@ -200,7 +205,7 @@ class OpenClipText(TextTower):
         return is_a(_text_of(module), "open_clip", "CLIP", "TextTransformer")
 
     def __init__(self, given: nn.Module) -> None:
-        """Read the Transformer; a class token at the end (CoCa) is not supported."""
+        """Read the Transformer, which must pool."""
         text = _text_of(unwrap(given))
         self.module = text
         # The same attributes carry a prefix where the Transformer is built into `CLIP`.
@@ -230,17 +235,11 @@ class OpenClipText(TextTower):
     def _refuse(self, text: Any) -> None:
         if self.pool_type == "none":
             raise ValueError(f"{self.label()} with pool_type='none' has no sentence feature")
-        if getattr(text, "cls_emb", None) is not None:
-            raise ValueError(
-                f"{self.label()} with embed_cls=True (as in CoCa) is not supported: "
-                "its class token sits behind the padding"
-            )
 
     def _guess_pad_id(self, text: Any) -> int:
-        # SigLIP's towers pool the last position through a Linear; open_clip's SigLipTokenizer
-        # pads with 0 for Gemma's vocabulary (SigLIP 2) and with 1, its end of text, otherwise.
+        # SigLIP's towers pool the last position through a Linear
         if self.pool_type == "last" and isinstance(text.text_projection, nn.Module):
-            return 0 if self.vocab_size >= 256_000 else 1
+            return siglip_pad_id(self.vocab_size)
         return int(getattr(text, "pad_id", 0))
 
     def position_names(self) -> tuple[str, ...]:
@@ -253,20 +252,13 @@ class OpenClipText(TextTower):
             return through_highest(input_ids)
         if self.pool_type == "eos":
             return through_first(input_ids == self.eos_id, f"end-of-text id {self.eos_id}")
-        real = input_ids != self.pad_id
-        if self.pad_id == 1:  # SigLIP: its end of text is its padding id, and the first one is read
-            first = torch.ones_like(real[:, :1])
-            return torch.cat([first, real[:, :-1]], dim=1).long().cumprod(dim=1).bool()
-        check_mask(real, f"input_ids != {self.pad_id} (the padding id)")
-        return real
+        return siglip_mask(input_ids, self.pad_id)
 
     def pad(self, input_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pad to the trained length where the tower was trained so."""
-        missing = self.max_length - input_ids.shape[1] if self.fixed_length else 0
-        if not missing:
+        if not self.fixed_length:
             return input_ids, token_mask
-        padded = F.pad(input_ids, (0, missing), value=self.pad_id)
-        return padded, F.pad(token_mask, (0, missing), value=False)
+        return fill_up(input_ids, token_mask, self.max_length, self.pad_id)
 
     def call(self, input_ids: Tensor, token_mask: Tensor, tensors: Mapping[str, Tensor]) -> Any:
         """Run the tower, on the first L rows of its table; see `TextTower.call`."""

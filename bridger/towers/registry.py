@@ -20,6 +20,7 @@ from bridger.towers.vision import VisionTower
 TowerClass = TypeVar("TowerClass", bound=type[Tower])
 
 _families: dict[str, list[type[Tower]]] = {"vision": [], "text": []}
+_refusals: dict[str, list[tuple[Callable[[nn.Module], bool], str]]] = {"vision": [], "text": []}
 
 
 def register_tower(side: str) -> Callable[[TowerClass], TowerClass]:
@@ -54,6 +55,11 @@ def register_tower(side: str) -> Callable[[TowerClass], TowerClass]:
         return family
 
     return register
+
+
+def refuse_tower(side: str, matches: Callable[[nn.Module], bool], reason: str) -> None:
+    """Say why no family claims such modules; refusals added later are asked first."""
+    _refusals[side].append((matches, reason))
 
 
 def registered_towers(side: str) -> tuple[type[Tower], ...]:
@@ -147,6 +153,9 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
     found = f"{type(bare).__module__}.{type(bare).__qualname__}"
     if any(family.matches(bare) for family in registered_towers(other)):
         raise TypeError(_swapped(side, other, found))
+    for matches, reason in reversed(_refusals[side]):
+        if matches(bare):
+            raise TypeError(f"{found} cannot be a {side} tower: {reason}")
     _refuse_meta(side, module)
     try:
         return generic_vision(module) if side == "vision" else generic_text(module)

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bridger.towers.base import Tower, shown, state_of, with_state
+
+ANY_LENGTH = 1_000_000_000
+"""`max_length` of towers without a table that ends."""
 
 
 class TextTower(Tower):
@@ -18,7 +22,7 @@ class TextTower(Tower):
     Attributes:
         token_width: channels C of the tokens after the final norm.
         sentence_width: channels of the sentence feature, projected where the tower projects.
-        max_length: rows of the position table.
+        max_length: most tokens that it takes: what its position table holds, or `ANY_LENGTH`.
         vocab_size: rows of the token embedding.
     """
 
@@ -55,9 +59,9 @@ class TextTower(Tower):
             ValueError: wrong shape or dtype, too long, ids out of range, no real token.
         """
         self._check_ids(input_ids)
-        own_mask = self.default_mask(input_ids)
         if attention_mask is None:
-            return self.pad(input_ids, own_mask)
+            return self.pad(input_ids, self.default_mask(input_ids))
+        self.check_end(input_ids)
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask must be like input_ids {tuple(input_ids.shape)}, "
@@ -70,6 +74,13 @@ class TextTower(Tower):
     def pad(self, input_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ids and the mask as the tower's forward takes them."""
         return input_ids, token_mask
+
+    def check_end(self, input_ids: Tensor) -> None:
+        """Raise a ValueError where the tower could not find the end of a text by itself.
+
+        Asked of texts that come with a mask. Towers that look for no end override it.
+        """
+        self.default_mask(input_ids)
 
     @abstractmethod
     def default_mask(self, input_ids: Tensor) -> Tensor:
@@ -86,7 +97,8 @@ class TextTower(Tower):
             tensors: adapter-owned tensors in the tower's own shapes, by name below `module`.
 
         Returns:
-            What the tower returns. With nothing to replace, `module` itself is called.
+            What the tower returns, or its sentence feature: what `sentence` reads. With nothing
+            to replace, it is `module` itself that runs, not a view of it.
         """
 
     def read_tokens(self, block: int, output: Any) -> Tensor:
@@ -158,6 +170,52 @@ def through_highest(input_ids: Tensor) -> Tensor:
     highest = input_ids.max(dim=1, keepdim=True).values
     blank = (input_ids.min(dim=1, keepdim=True).values == highest) & (input_ids.shape[1] > 1)
     return through_first((input_ids == highest) & ~blank, "end-of-text token")
+
+
+def without_padding(input_ids: Tensor, pad_id: int | None) -> Tensor:
+    """Return a mask (B, L) that is true up to the padding; without a padding id, everywhere.
+
+    Raises:
+        ValueError: a row is empty, or has padding before or between its tokens.
+    """
+    if pad_id is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    real = input_ids != pad_id
+    check_mask(real, f"input_ids != {pad_id} (the padding id)")
+    return real
+
+
+def mean_of_real(tokens: Tensor, token_mask: Tensor) -> Tensor:
+    """Return the mean (B, C) over the tokens (B, L, C) where the mask (B, L) is true."""
+    kept = tokens.masked_fill(~token_mask[..., None], 0)
+    return kept.sum(dim=1) / token_mask.sum(dim=1, keepdim=True).to(tokens.dtype)
+
+
+def fill_up(
+    input_ids: Tensor, token_mask: Tensor, length: int, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Return ids (B, L) and their mask, both padded on the right to `length`."""
+    missing = length - input_ids.shape[1]
+    if not missing:
+        return input_ids, token_mask
+    padded = F.pad(input_ids, (0, missing), value=pad_id)
+    return padded, F.pad(token_mask, (0, missing), value=False)
+
+
+def siglip_pad_id(vocab_size: int) -> int:
+    """Return what SigLIP's tokenizers pad with.
+
+    It is 0 for Gemma's vocabulary (SigLIP 2), and otherwise 1, which ends a text as well.
+    """
+    return 0 if vocab_size >= 256_000 else 1
+
+
+def siglip_mask(input_ids: Tensor, pad_id: int) -> Tensor:
+    """Return SigLIP's mask (B, L): where padding id and end of text are one, the first is read."""
+    if pad_id != 1:
+        return without_padding(input_ids, pad_id)
+    before = F.pad(input_ids[:, :-1] != pad_id, (1, 0), value=True)
+    return before.long().cumprod(dim=1).bool()
 
 
 def check_mask(mask: Tensor, what: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
 from bridger.towers.dense import DenseProjection, NormProjection
-from bridger.towers.transformers import LIBRARY, _call, _core_path, _name_of
+from bridger.towers.transformers import LIBRARY, call_plainly, core_path, name_of
 from bridger.towers.vision import TokenVisionTower, VisionTower
 
 POSITIONS = (
@@ -65,8 +65,8 @@ class TransformersVision(VisionTower):
             if is_a(core, LIBRARY, name):
                 raise ValueError(f"{type(whole).__name__} of {LIBRARY} gives no map: {reason}")
         self.module = core
-        self._path = _core_path(core, "vision_model")
-        self.name = _name_of(core) or _name_of(whole)
+        self._path = core_path(core, "vision_model")
+        self.name = name_of(core) or name_of(whole)
         # Not every class of a family takes the option, and not in every version.
         names = inspect.signature(type(self._encoder(core)).forward).parameters
         self._interpolates = "interpolate_pos_encoding" in names
@@ -113,7 +113,7 @@ class TransformersVision(VisionTower):
         inputs: dict[str, Any] = {"pixel_values": pixel_values.to(self._dtype(module))}
         if self._interpolates and size != self.image_size:
             inputs["interpolate_pos_encoding"] = True
-        return _call(module, **inputs)
+        return call_plainly(module, **inputs)
 
     def _dtype(self, module: Any) -> Any:
         return next(p.dtype for p in module.parameters() if p.is_floating_point())
