@@ -184,12 +184,7 @@ def test_oblong_pictures_give_oblong_maps_in_raster_order(
             tower.call(corner, {})
     for index, block in enumerate(tower.blocks):
         found, other = (tower.read_map(index, s[index], size) for s in (states, others))
-        up = type(tower).__name__ in (
-            "SwinVision",
-            "FocalNetVision",
-            "ResNetVision",
-            "RegNetVision",
-        )
+        up = row.name.partition("/")[2].startswith(("Swin", "FocalNet", "ResNet", "RegNet"))
         stride = block.stride or 1
         grid = [-(-side // stride) if up else side // stride for side in size]
         assert list(found.shape) == [1, block.width, *grid]
@@ -482,6 +477,25 @@ def test_pictures_smaller_than_a_cell_are_refused() -> None:
     for name, words in (("ViTModel", "16 pixels"), ("ConvNextModel", "32 pixels")):
         with pytest.raises(ValueError, match=f"too small for .* one cell per {words}"):
             _of(name)[1].check_input(images(1, 15, 15))
+
+
+def test_swin_neither_changes_nor_takes_pictures_smaller_than_its_windows() -> None:
+    given: Any = build("SwinModel")
+    tower = find_vision_tower(given)
+    large = images(1, 128, 128)
+    with torch.no_grad():
+        expected = given(large).pooler_output
+        # Here the last map is one window, which the model's own forward never shifts again.
+        tower.call(images(1, *SIZE), {})
+        assert torch.equal(given(large).pooler_output, expected)
+        pooled = tower.pooled(tower.call(large, {}))
+        assert pooled is not None and torch.equal(pooled, expected)
+        given(images(1, *SIZE))
+        assert not torch.equal(given(large).pooler_output, expected)
+    tower.check_input(images(1, 64, 49))
+    with pytest.raises(ValueError, match="64 x 48 pixels are too small .* 4 x 4 .* least 49 pix"):
+        tower.check_input(images(1, 64, 48))
+    find_vision_tower(build("Swinv2Model")).check_input(images(1, 64, 20))
 
 
 def test_patches_that_do_not_reach_the_grid_are_named() -> None:

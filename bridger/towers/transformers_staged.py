@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bridger.towers.registry import register_tower
 from bridger.towers.transformers_vision import TransformersVision, pair
+from bridger.towers.views import tensor_at, view_with
 from bridger.towers.vision import MapVisionTower, TokenVisionTower
 
 
@@ -152,10 +153,42 @@ class MergingStages(Stages, TokenVisionTower):
 
 @register_tower("vision")
 class SwinVision(MergingStages):
-    """`SwinModel` and `Swinv2Model`: the mean of the normed tokens."""
+    """`SwinModel`: the mean of the normed tokens.
+
+    Its layers shrink their windows, for good, when a map is smaller than a window, and stop
+    shifting them when it is as small: one picture changes what the model says of later ones, or
+    breaks it. So too small pictures are refused, and the tower runs on views of the layers.
+    """
 
     family = "Swin"
-    classes = ("SwinModel", "Swinv2Model")
+    classes = ("SwinModel",)
+
+    def check_input(self, pixel_values: Tensor) -> None:
+        """Raise a ValueError unless a window fits into the last map; see `VisionTower`."""
+        super().check_input(pixel_values)
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        window: int = self._encoder(self.module).config.window_size
+        stride = self.blocks[-1].stride or 1
+        if min(self.map_grid(size)) < window:
+            raise ValueError(
+                f"pictures of {size[0]} x {size[1]} pixels are too small for this "
+                f"{self.label()}: its windows are {window} x {window} cells of its last map, so "
+                f"sides must be at least {(window - 1) * stride + 1} pixels"
+            )
+
+    def run(self, module: Any, pixel_values: Tensor) -> Any:
+        """Call the model on views of its layers; see `TransformersVision.run`."""
+        # A view reaches down to what is exchanged: every layer holds a table.
+        tables = {name: tensor_at(module, name) for name in self.position_names()}
+        return super().run(view_with(module, tables), pixel_values)
+
+
+@register_tower("vision")
+class Swinv2Vision(MergingStages):
+    """`Swinv2Model`: the mean of the normed tokens; positions are computed, not looked up."""
+
+    family = "Swinv2"
+    classes = ("Swinv2Model",)
 
 
 @register_tower("vision")
