@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,20 @@ import torch
 from helpers_lockstep import Pair, inputs, same, use_checkpoints
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--towers-table", type=Path, metavar="FILE", help="write the conformance suite's outcome"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path: Path | None = config.getoption("--towers-table")
+    if path is not None and not hasattr(config, "workerinput"):
+        from helpers_table import TowersTable
+
+        config.pluginmanager.register(TowersTable(path))
 
 
 @pytest.fixture(autouse=True)
