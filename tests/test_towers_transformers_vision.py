@@ -502,3 +502,15 @@ def test_patches_that_do_not_reach_the_grid_are_named() -> None:
     _, tower = _of("SwinModel")
     with pytest.raises(RuntimeError, match=r"block 'encoder.layers.1' .* 0 \+ 4\*6 tokens"):
         tower.read_map(1, (torch.zeros(2, 9, 32), None), (64, 96))
+
+
+def test_models_put_together_from_any_two_are_not_taken_for_their_vision_half() -> None:
+    import transformers
+
+    clip: Any = whole("CLIPModel")()
+    pair = transformers.VisionTextDualEncoderModel(
+        vision_model=build("CLIPVisionModel"), text_model=clip.text_model
+    )
+    family = type(find_vision_tower(clip))
+    assert family.matches(pair.vision_model) and family.matches(clip)
+    assert not family.matches(pair)

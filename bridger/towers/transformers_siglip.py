@@ -40,10 +40,10 @@ class SiglipVision(TransformersTokens):
         self.joint_width = self.pooled_width if self._has_head else None
 
     def _dense_projection(self) -> DenseProjection | None:
-        own = super()._dense_projection()
-        if not self._has_head or not isinstance(own, NormProjection):
-            return own
-        return PooledPatches(own, f"{self._path}head")
+        norm = self.norm_path
+        if not self._has_head or norm is None:
+            return super()._dense_projection()
+        return PooledPatches(self.module, norm, f"{self._path}head", self.blocks[-1].width)
 
 
 class PooledPatches(DenseProjection):
@@ -57,10 +57,10 @@ class PooledPatches(DenseProjection):
     forward follows its value path, and no patch sees another.
     """
 
-    def __init__(self, normed: NormProjection, head: str) -> None:
-        """Take the tower's norm on every patch, and the path of its pool below the module."""
-        super().__init__(normed._held[0], normed.width)
-        self.normed, self.head = normed, head
+    def __init__(self, module: nn.Module, norm: str, head: str, width: int) -> None:
+        """Name the tower's norm and pool by their paths."""
+        super().__init__(module, width)
+        self.normed, self.head = NormProjection(module, norm, None, width), head
 
     def forward(self, last_map: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """Pool every cell alone; see `DenseProjection.forward`."""
