@@ -10,7 +10,6 @@ from helpers_towers import ids, images, open_clip_vit
 from torch import Tensor, nn
 
 from bridger import BridgedEncoder, BridgedFeatures, BridgerConfig, attach_bridgers
-from bridger.towers.base import state_of
 
 SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
 
@@ -136,7 +135,7 @@ def replayed(encoder: BridgedEncoder, pixels: Tensor, words: Tensor) -> list[Ten
     image, seen = _run(vision, made[0], last[0], lambda: vision.call(pixels, {}))
     said, read = _run(text, made[1], last[1], lambda: text.call(token_ids, mask, {}))
     final = vision.read_map(last[0], seen, size)
-    tokens = text.tokens(state_of(read), said, {})
+    tokens = text.tokens(text.read_tokens(last[1], read), said, {})
     dense = final if encoder.dense is None else encoder.dense(final, {})
     tensors = [
         *maps[:-1],
