@@ -447,7 +447,7 @@ def test_generative_language_models_are_refused() -> None:
     from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
     gpt = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=VOCAB))
-    with pytest.raises(TypeError, match="generative language model GPT2LM.*pass its encoder"):
+    with pytest.raises(TypeError, match="GPT2LM.*is a decoder.*expected an encoder"):
         attach_bridgers(build(Patches), gpt)
     sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
     bert = BertForMaskedLM(BertConfig(vocab_size=VOCAB, **sizes))

@@ -514,3 +514,13 @@ def test_models_put_together_from_any_two_are_not_taken_for_their_vision_half() 
     family = type(find_vision_tower(clip))
     assert family.matches(pair.vision_model) and family.matches(clip)
     assert not family.matches(pair)
+
+
+def test_hiera_is_refused_since_its_tokens_are_no_map() -> None:
+    from transformers import HieraConfig, HieraModel
+
+    model = HieraModel(
+        HieraConfig(embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2])
+    )
+    with pytest.raises(TypeError, match="HieraModel.*window by window"):
+        find_vision_tower(model)

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bridger.towers.registry import register_tower
+from bridger.towers.base import is_a
+from bridger.towers.registry import refuse_tower, register_tower
+from bridger.towers.transformers import LIBRARY
 from bridger.towers.transformers_vision import TransformersVision, pair
 from bridger.towers.views import tensor_at, view_with
 from bridger.towers.vision import MapVisionTower, TokenVisionTower
@@ -198,3 +200,15 @@ class FocalNetVision(MergingStages):
     family = "FocalNet"
     classes = ("FocalNetModel",)
     blocks_at = ("encoder.stages",)
+
+
+def _is_hiera(module: nn.Module) -> bool:
+    return is_a(module, LIBRARY, "HieraPreTrainedModel")
+
+
+refuse_tower(
+    "vision",
+    _is_hiera,
+    "its tokens lie window by window, not row by row, so they are no map: "
+    "expected another hierarchical model, such as SwinModel or ConvNextModel",
+)
