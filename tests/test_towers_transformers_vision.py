@@ -519,8 +519,6 @@ def test_models_put_together_from_any_two_are_not_taken_for_their_vision_half() 
 def test_hiera_is_refused_since_its_tokens_are_no_map() -> None:
     from transformers import HieraConfig, HieraModel
 
-    model = HieraModel(
-        HieraConfig(embed_dim=8, image_size=[64, 64], depths=[1, 1], num_heads=[1, 2])
-    )
+    model = HieraModel(HieraConfig(embed_dim=8, depths=[1] * 4, num_heads=[1, 2, 4, 8]))
     with pytest.raises(TypeError, match="HieraModel.*window by window"):
         find_vision_tower(model)
