@@ -144,7 +144,11 @@ ROWS: list[TextRow] = [
         "transformers/DistilBertModel", build("DistilBertModel", n_layers=3, dim=32, n_heads=2)
     ),
     TextRow("transformers/MPNetModel", build("MPNetModel", **FROM_PAD), pad=1),
-    TextRow("transformers/DebertaModel", build("DebertaModel", **RELATIVE)),
+    TextRow(
+        "transformers/DebertaModel",
+        build("DebertaModel", **RELATIVE),
+        exceptions={"autocast": "its own forward overflows: it masks with float32's least number"},
+    ),
     TextRow("transformers/DebertaV2Model", build("DebertaV2Model", **RELATIVE)),
     TextRow(
         "transformers/DebertaV2Model conv", build("DebertaV2Model", **RELATIVE, conv_kernel_size=3)
