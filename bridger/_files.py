@@ -17,6 +17,8 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield partial
+        # safetensors writes files for their owner's eyes only; adapters are there to be shared.
+        partial.chmod(path.parent.stat().st_mode & 0o666)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

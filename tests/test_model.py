@@ -46,6 +46,8 @@ def test_saved_and_loaded_into_fresh_towers_gives_the_same_bits(pair: str, tmp_p
         "bridger.safetensors",
         "bridger_config.json",
     ]
+    modes = {p.stat().st_mode for p in (tmp_path / "adapter").iterdir() if p.is_file()}
+    assert len(modes) == 1  # who may read the config may read the weights
     again = BridgedModel.from_pretrained(tmp_path / "adapter", *PAIRS[pair]())
     with torch.no_grad():
         assert torch.equal(again(*batch(pair)).logits, expected)
