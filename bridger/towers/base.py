@@ -52,6 +52,20 @@ def unwrap(module: nn.Module) -> Any:
     return module.get_base_model() if is_a(module, "peft", "PeftModel") else module  # type: ignore[operator]
 
 
+def child_at(module: nn.Module, path: str) -> Any:
+    """Return the module at that dotted path, or None where there is none."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return a size as libraries give it, a side or (height, width), as (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
 def state_of(output: Any) -> Tensor:
     """Return the hidden state in a block's output: a tensor, or a tuple that starts with it."""
     state: Tensor = output[0] if isinstance(output, tuple) else output

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
-from bridger.towers.open_clip import _text_of
+from bridger.towers.open_clip import text_of
 from bridger.towers.registry import find_text_tower, register_tower
 from bridger.towers.text import TextTower
 from bridger.towers.transformers_text import TransformersText
@@ -124,12 +124,12 @@ class OpenClipHFText(NestedTextTower):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is an `HFTextEncoder`, or a whole model that holds one."""
-        return is_a(_text_of(module), cls.library, "HFTextEncoder")
+        return is_a(text_of(module), cls.library, "HFTextEncoder")
 
     @classmethod
     def owner_of(cls, module: nn.Module) -> Any:
         """Return the `HFTextEncoder`."""
-        return _text_of(module)
+        return text_of(module)
 
     def _read(self) -> int:
         encoder: Any = self.module

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a, unwrap
+from bridger.towers.base import is_a, pair, unwrap
 from bridger.towers.dense import (
     DenseProjection,
     NormProjection,
@@ -67,7 +67,7 @@ class OpenClipViT(TokenVisionTower):
         _refuse_vit(visual)
         self.module = visual
         self.patch = visual.patch_size[0]
-        self.image_size = (int(visual.image_size[0]), int(visual.image_size[1]))
+        self.image_size = pair(visual.image_size)
         width: int = visual.conv1.out_channels
         blocks = _blocks_of(visual.transformer, self.label())
         self.blocks = self._name_blocks(
@@ -148,8 +148,7 @@ class OpenClipResNet(MapVisionTower):
                 f"found {type(visual.attnpool).__name__}"
             )
         self.module = visual
-        size = visual.image_size
-        self.image_size = (size[0], size[1]) if isinstance(size, (tuple, list)) else (size, size)
+        self.image_size = pair(visual.image_size)
         stages = [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
         widths = [stage[-1].bn3.num_features for stage in stages]
         self.blocks = self._name_blocks(given, stages, widths, [4, 8, 16, 32])
@@ -202,11 +201,11 @@ class OpenClipText(TextTower):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is a `TextTransformer`, or a whole model with this kind of text tower."""
-        return is_a(_text_of(module), "open_clip", "CLIP", "TextTransformer")
+        return is_a(text_of(module), "open_clip", "CLIP", "TextTransformer")
 
     def __init__(self, given: nn.Module) -> None:
         """Read the Transformer, which must pool."""
-        text = _text_of(unwrap(given))
+        text = text_of(unwrap(given))
         self.module = text
         # The same attributes carry a prefix where the Transformer is built into `CLIP`.
         self._built_in = is_a(text, "open_clip", "CLIP")
@@ -284,5 +283,6 @@ class OpenClipText(TextTower):
         return _first(result)
 
 
-def _text_of(module: nn.Module) -> Any:
+def text_of(module: nn.Module) -> Any:
+    """Return the text tower of a whole model, or the module itself."""
     return module.text if is_a(module, "open_clip", "CustomTextCLIP", "CoCa") else module

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bridger.towers.base import state_of, with_state
-from bridger.towers.open_clip import OpenClipText, _text_of
+from bridger.towers.open_clip import OpenClipText, text_of
 from bridger.towers.registry import register_tower
 from bridger.towers.text import fill_up, without_padding
 
@@ -29,7 +29,7 @@ class CocaText(OpenClipText):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is such a `TextTransformer`, or a whole model that holds one."""
-        return super().matches(module) and getattr(_text_of(module), "cls_emb", None) is not None
+        return super().matches(module) and getattr(text_of(module), "cls_emb", None) is not None
 
     def __init__(self, given: nn.Module) -> None:
         """Read the Transformer."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bridger.towers.base import Block
 from bridger.towers.views import view_changing
-from bridger.towers.vision import VisionTower
+from bridger.towers.vision import VisionTower, grid_of
 
 POSITIONS = ("pos_embed", "pos_embedding", "relative_position_bias_table")
 """What timm and torchvision call parameters that hold positions, absolute or relative."""
@@ -67,9 +67,7 @@ class StagedMapTower(PreLogitsVisionTower):
 
     def map_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the size over the last stride, rounded as the family rounds."""
-        stride = self.blocks[-1].stride or 1
-        extra = stride - 1 if self.rounds_up else 0
-        return (image_size[0] + extra) // stride, (image_size[1] + extra) // stride
+        return grid_of(image_size, self.blocks[-1].stride or 1, self.rounds_up)
 
 
 def last_of_each_stride(blocks: Iterable[Block]) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -68,6 +69,7 @@ def registered_towers(side: str) -> tuple[type[Tower], ...]:
     return tuple(reversed(_families[side]))
 
 
+@functools.cache
 def _import_families() -> None:
     package = importlib.import_module("bridger.towers")
     for info in pkgutil.iter_modules(package.__path__):

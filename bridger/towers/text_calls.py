@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.towers.text import mean_of_real
 from bridger.towers.trial import (
     Firing,
     Trace,
@@ -21,7 +22,7 @@ from bridger.towers.trial import (
     tensors_in,
     watch,
 )
-from bridger.towers.views import view_with
+from bridger.towers.views import view_changing, view_with
 
 LAYOUTS = ("b l c", "l b c")
 """Layouts of states; the first is what the rest of the library reads."""
@@ -85,16 +86,8 @@ def _without_nesting(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Mod
         for name, below in module.named_modules()
         if isinstance(below, nn.TransformerEncoder) and below.use_nested_tensor
     ]
-    own = {}
-    for name in nesting:
-        # One of its tensors standing in for itself makes a view of the path to it.
-        path, tensor = next(module.get_submodule(name).named_parameters())
-        own[f"{name}.{path}" if name else path] = tensor
-    view = view_with(module, {**own, **tensors})
-    for name in nesting:
-        encoder: Any = view.get_submodule(name)
-        encoder.use_nested_tensor = False
-    return view
+    padded = {f"{name}.use_nested_tensor".lstrip("."): False for name in nesting}
+    return view_changing(view_with(module, tensors), padded)
 
 
 def trial_ids(module: nn.Module, length: int, pad_id: int) -> Tensor:
@@ -166,10 +159,7 @@ def longest_in(module: nn.Module, trace: Trace, length: int, width: int) -> int:
 def sentence_of(result: Any, tokens: Tensor, token_mask: Tensor) -> Tensor:
     """Return the result's own feature (B, D), or the mean of the real tokens (B, L, C)."""
     pooled = pooled_in(result)
-    if pooled is not None:
-        return pooled
-    real = token_mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * real).sum(dim=1) / real.sum(dim=1)
+    return mean_of_real(tokens, token_mask) if pooled is None else pooled
 
 
 def same_for_real_tokens(

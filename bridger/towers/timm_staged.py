@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.towers.base import Block, is_a, unwrap
+from bridger.towers.base import Block, child_at, is_a, pair, unwrap
 from bridger.towers.dense import DenseProjection, Tail
 from bridger.towers.pre_logits import StagedMapTower, last_of_each_stride
 from bridger.towers.registry import register_tower
@@ -51,7 +51,8 @@ class TimmStages(TimmTower, StagedMapTower):
                 f"{type(module).__name__}.feature_info names no stages, by which {self.label()} "
                 "knows what to bridge: pass a model as timm.create_model gives it"
             )
-        self._read_head(given, getattr(module, "head_hidden_size", None) or module.num_features)
+        self._width = int(getattr(module, "head_hidden_size", None) or module.num_features)
+        self._read_head(given, self._width)
         self.blocks = self._name_blocks(
             given,
             [stage.module for stage in stages],
@@ -74,8 +75,7 @@ class TimmStages(TimmTower, StagedMapTower):
     def _dense_projection(self) -> DenseProjection | None:
         if self.tail is None:
             return None
-        width: int = getattr(self.module, "head_hidden_size", None) or self.module.num_features  # type: ignore[assignment]
-        return CellHead(self.module, self.tail, width, self.layout)
+        return CellHead(self.module, self.tail, self._width, self.layout)
 
 
 class TimmMaps(TimmStages, MapVisionTower):
@@ -113,9 +113,8 @@ def _stages(module: Any) -> list[Block]:
         # A module deeper than this lies inside a block, on one of its branches.
         if not name or name.count(".") > 1:
             return []
-        try:
-            stage = module.get_submodule(name)
-        except AttributeError:
+        stage = child_at(module, name)
+        if stage is None:
             return []
         blocks.append(Block(name, stage, int(info["num_chs"]), int(info["reduction"])))
     stages = last_of_each_stride(blocks)
@@ -129,39 +128,21 @@ def _strict_size(module: Any) -> tuple[int, int] | None:
     size = getattr(embed, "img_size", None)
     if size is None or not getattr(embed, "strict_img_size", False):
         return None
-    return int(size[0]), int(size[1])
+    return pair(size)
 
 
-@register_tower("vision")
-class TimmStaged(TimmMaps):
-    """Any model of timm whose `feature_info` names stages with maps (B, C, H, W).
+class ByFeatureInfo(TimmStages):
+    """Any model of timm whose `feature_info` names at least two stages.
 
     Asked last. Its last map is the last stage's, as it is; at sizes that the last stride does
     not divide, the map's size may be one less than `map_grid` says.
     """
 
-    family = "Staged"
-
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
-        """Whether it is a timm model with at least two stages."""
-        return _is_timm(module) and bool(_stages(module)) and not _is_channels_last(module)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the identity with the model's class, which the family does not tell."""
-        return {**super().describe(), "model": type(self.module).__name__}
-
-
-@register_tower("vision")
-class TimmStagedChannelsLast(TimmChannelsLast):
-    """Any model of timm whose `feature_info` names stages with maps (B, H, W, C)."""
-
-    family = "StagedChannelsLast"
-
-    @classmethod
-    def matches(cls, module: nn.Module) -> bool:
-        """Whether it is a timm model with at least two stages, which says that it is so."""
-        return _is_timm(module) and bool(_stages(module)) and _is_channels_last(module)
+        """Whether it is such a model, with maps of the family's layout."""
+        layout = "b h w c" if getattr(module, "output_fmt", None) == "NHWC" else "b c h w"
+        return cls.layout == layout and _is_timm(module) and bool(_stages(module))
 
     def describe(self) -> dict[str, Any]:
         """Return the identity with the model's class, which the family does not tell."""
@@ -172,8 +153,18 @@ def _is_timm(module: nn.Module) -> bool:
     return type(module).__module__.startswith("timm.") and hasattr(module, "get_classifier")
 
 
-def _is_channels_last(module: nn.Module) -> bool:
-    return getattr(module, "output_fmt", None) == "NHWC"
+@register_tower("vision")
+class TimmStaged(ByFeatureInfo, TimmMaps):
+    """Any such model with maps (B, C, H, W)."""
+
+    family = "Staged"
+
+
+@register_tower("vision")
+class TimmStagedChannelsLast(ByFeatureInfo, TimmChannelsLast):
+    """Any such model with maps (B, H, W, C)."""
+
+    family = "StagedChannelsLast"
 
 
 @register_tower("vision")

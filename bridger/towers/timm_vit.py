@@ -8,7 +8,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a, unwrap
+from bridger.towers.base import is_a, pair, unwrap
 from bridger.towers.dense import DenseProjection, Tail
 from bridger.towers.registry import register_tower
 from bridger.towers.timm_base import SET_INPUT_SIZE, TimmTower
@@ -56,7 +56,7 @@ class TimmTokens(TimmTower, TokenVisionTower):
         self.patch = int(patch[0])
         self.prefix = int(module.num_prefix_tokens)
         size = module.patch_embed.img_size
-        self.image_size = None if size is None else (int(size[0]), int(size[1]))
+        self.image_size = None if size is None else pair(size)
         blocks = list(module.blocks)
         self.blocks = self._name_blocks(
             given, blocks, [width] * len(blocks), [self.patch] * len(blocks)

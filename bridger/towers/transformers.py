@@ -7,6 +7,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from torch import nn
+
+from bridger.towers.base import child_at
+
 LIBRARY = "transformers"
 
 
@@ -41,3 +45,18 @@ def core_path(module: Any, name: str) -> str:
 def name_of(core: Any) -> str | None:
     name = getattr(core.config, "_name_or_path", None)
     return str(name) if name else None
+
+
+def part_of(encoder: nn.Module, paths: tuple[str, ...], label: str) -> Any:
+    """Return what lies at the first of several paths, since names differ between versions.
+
+    Raises:
+        ValueError: nothing lies at any of them.
+    """
+    for path in paths:
+        if (part := child_at(encoder, path)) is not None:
+            return part
+    raise ValueError(
+        f"{label} was expected to have {' or '.join(paths)}, but this "
+        f"{type(encoder).__name__} has not: this version of {LIBRARY} is not known"
+    )

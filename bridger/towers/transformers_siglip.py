@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.towers.base import child_at
 from bridger.towers.dense import DenseProjection, NormProjection
 from bridger.towers.registry import register_tower
-from bridger.towers.transformers_vision import TransformersTokens, below
+from bridger.towers.transformers_vision import TransformersTokens
 
 NAFLEX = (
     "its NaFlex pictures have grids of their own, so a batch has no one map (B, C, H, W). "
@@ -36,7 +37,7 @@ class SiglipVision(TransformersTokens):
     def __init__(self, given: nn.Module) -> None:
         """Read the vision model; see `TransformersVision`."""
         super().__init__(given)
-        self._has_head = below(self._encoder(self.module), "head") is not None
+        self._has_head = child_at(self._encoder(self.module), "head") is not None
         self.joint_width = self.pooled_width if self._has_head else None
 
     def _dense_projection(self) -> DenseProjection | None:

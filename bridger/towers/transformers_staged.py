@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a
+from bridger.towers.base import is_a, pair
 from bridger.towers.registry import refuse_tower, register_tower
 from bridger.towers.transformers import LIBRARY
-from bridger.towers.transformers_vision import TransformersVision, pair
+from bridger.towers.transformers_vision import TransformersVision
 from bridger.towers.views import tensor_at, view_with
-from bridger.towers.vision import MapVisionTower, TokenVisionTower
+from bridger.towers.vision import MapVisionTower, TokenVisionTower, grid_of
 
 
 class Stages(TransformersVision):
@@ -42,9 +42,7 @@ class Stages(TransformersVision):
         return self._grid(len(self.blocks) - 1, image_size)
 
     def _grid(self, block: int, image_size: tuple[int, int]) -> tuple[int, int]:
-        stride = self.blocks[block].stride or 1
-        extra = stride - 1 if self.rounds_up else 0
-        return (image_size[0] + extra) // stride, (image_size[1] + extra) // stride
+        return grid_of(image_size, self.blocks[block].stride or 1, self.rounds_up)
 
 
 class ConvolutionalStages(Stages, MapVisionTower):

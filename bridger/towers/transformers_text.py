@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
 from bridger.towers.text import TextTower, without_padding
-from bridger.towers.transformers import LIBRARY, call_plainly, name_of
+from bridger.towers.transformers import LIBRARY, call_plainly, name_of, part_of
 from bridger.towers.views import view_with
 
 ABSOLUTE = ("position_embedding.weight", "position_embeddings.weight")
@@ -65,27 +65,16 @@ class TransformersText(TextTower):
                 f"{self.label()} is built with is_decoder=True, which hides the end of a text "
                 "from its start: build it with is_decoder=False"
             )
-        layers = list(self._part(encoder, self.blocks_at))
+        layers = list(part_of(encoder, self.blocks_at, self.label()))
         self.blocks = self._name_blocks(
             given, layers, [config.hidden_size] * len(layers), [None] * len(layers)
         )
-        self.vocab_size = self._part(encoder, self.words_at).num_embeddings
+        self.vocab_size = part_of(encoder, self.words_at, self.label()).num_embeddings
         self.pad_id = config.pad_token_id
         self.max_length = self._longest(encoder)
         self.token_width = self._token_width(encoder)
         width = self._pooled_width(encoder)
         self.sentence_width = width if projection is None else projection.out_features
-
-    def _part(self, encoder: Any, paths: tuple[str, ...]) -> Any:
-        for path in paths:
-            try:
-                return encoder.get_submodule(path)
-            except AttributeError:
-                continue
-        raise ValueError(
-            f"{self.label()} was expected to have {' or '.join(paths)}, but this "
-            f"{type(encoder).__name__} has not: this version of {self.library} is not known"
-        )
 
     def _longest(self, encoder: Any) -> int:
         """Return the most tokens that the table takes, or that the config was trained for."""

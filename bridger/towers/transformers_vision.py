@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a, unwrap
+from bridger.towers.base import child_at, is_a, pair, unwrap
 from bridger.towers.dense import DenseProjection, NormProjection
-from bridger.towers.transformers import LIBRARY, call_plainly, core_path, name_of
+from bridger.towers.transformers import LIBRARY, call_plainly, core_path, name_of, part_of
 from bridger.towers.vision import TokenVisionTower, VisionTower
 
 POSITIONS = (
@@ -77,24 +77,14 @@ class TransformersVision(VisionTower):
 
     def _layers(self) -> list[Any]:
         """Return the blocks."""
-        return list(self._part(self.blocks_at))
-
-    def _part(self, paths: tuple[str, ...]) -> Any:
-        encoder = self._encoder(self.module)
-        for path in paths:
-            if (part := below(encoder, path)) is not None:
-                return part
-        raise ValueError(
-            f"{self.label()} was expected to have {' or '.join(paths)}, but this "
-            f"{type(encoder).__name__} has not: this version of {self.library} is not known"
-        )
+        return list(part_of(self._encoder(self.module), self.blocks_at, self.label()))
 
     @property
     def norm_path(self) -> str | None:
         """Where the final norm lies below `module`, or None where there is none."""
         encoder = self._encoder(self.module)
         for path in self.norms_at:
-            norm = below(encoder, path)
+            norm = child_at(encoder, path)
             if norm is not None and not isinstance(norm, nn.Identity):
                 return f"{self._path}{path}"
         return None
@@ -162,7 +152,7 @@ class TransformersTokens(TransformersVision, TokenVisionTower):
         self.joint_width = None
 
     def _pooled_width(self, channels: int) -> int:
-        dense = below(self._encoder(self.module), "pooler.dense")
+        dense = child_at(self._encoder(self.module), "pooler.dense")
         return channels if dense is None else int(dense.out_features)
 
     def pool(self, last: Tensor) -> Tensor:
@@ -186,17 +176,3 @@ def core_of(module: nn.Module, classes: tuple[str, ...]) -> Any:
             if any(base.__module__ in files for base in type(module).__mro__):
                 return core
     return None
-
-
-def below(module: nn.Module, path: str) -> Any:
-    """Return the module at that path, or None where there is none."""
-    found: Any = module
-    for name in path.split("."):
-        found = None if found is None else found._modules.get(name)
-    return found
-
-
-def pair(size: Any) -> tuple[int, int]:
-    """Return a config's size as (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a, state_of, unwrap, with_state
 from bridger.towers.discovery import find_blocks
-from bridger.towers.text import TextTower, check_mask
+from bridger.towers.text import TextTower, fill_up, without_padding
 from bridger.towers.text_calls import (
     LAYOUTS,
     UNLIMITED,
@@ -178,7 +177,7 @@ class GenericText(TextTower):
                 "encoder inside it"
             )
         blank = torch.zeros(*trial.input_ids.shape, self.token_width)
-        mask = torch.ones(trial.input_ids.shape)
+        mask = torch.ones(trial.input_ids.shape, dtype=torch.bool)
         self.sentence_width = sentence_of(trial.trace.result, blank, mask).shape[1]
 
     def describe(self) -> dict[str, Any]:
@@ -199,17 +198,13 @@ class GenericText(TextTower):
 
     def default_mask(self, input_ids: Tensor) -> Tensor:
         """Return ids != pad_id; ValueError where a row is all padding, or padded on the left."""
-        real = input_ids != self.pad_id
-        check_mask(real, f"input_ids != {self.pad_id} (the padding id)")
-        return real
+        return without_padding(input_ids, self.pad_id)
 
     def pad(self, input_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pad to one length where padding would change what a text says."""
-        missing = self.max_length - input_ids.shape[1] if self.fixed_length else 0
-        if not missing:
+        if not self.fixed_length:
             return input_ids, token_mask
-        padded = F.pad(input_ids, (0, missing), value=self.pad_id)
-        return padded, F.pad(token_mask, (0, missing), value=False)
+        return fill_up(input_ids, token_mask, self.max_length, self.pad_id)
 
     def call(self, input_ids: Tensor, token_mask: Tensor, tensors: Mapping[str, Tensor]) -> Any:
         """Run the module; see `TextTower.call`."""

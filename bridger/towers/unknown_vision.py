@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.towers.base import state_of, unwrap, with_state
+from bridger.towers.base import pair, state_of, unwrap, with_state
 from bridger.towers.discovery import find_blocks
 from bridger.towers.trial import Firing, UnreadableTowerError, hinted, home_of, pooled_in, watch
-from bridger.towers.vision import MapVisionTower, TokenVisionTower, VisionTower
+from bridger.towers.vision import MapVisionTower, TokenVisionTower, VisionTower, grid_of
 from bridger.towers.vision_layout import (
     MAPS,
     TOKENS,
@@ -108,13 +108,17 @@ def takes_pictures(module: nn.Module) -> bool:
 class _Unknown(VisionTower):
     """What generic towers share: the module is called as it is, and describes nothing itself.
 
+    A second base class reads and writes states of one layout.
+
     Attributes:
+        expects: that layout.
         layout: of the blocks' states.
         block_names: below the module that peft may have wrapped.
     """
 
     library = "generic"
     family = "vision"
+    expects: ClassVar[str]
     layout: str
     block_names: list[str]
 
@@ -183,14 +187,26 @@ class _Unknown(VisionTower):
         """Return the first feature (B, D) in the module's result, or None."""
         return None if self.pooled_width is None else pooled_in(result)
 
-    def _turned(self, output: Any, there: str, back: bool = False) -> Any:
-        """Return a block's output with its state in, or back from, the library's layout."""
-        pattern = f"{there} -> {self.layout}" if back else f"{self.layout} -> {there}"
+    def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
+        """Return the state as the other base class reads it, in the layout that it expects."""
+        turned = self._turned(output, f"{self.layout} -> {self.expects}")
+        return super().read_map(block, turned, image_size)  # type: ignore[safe-super]
+
+    def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
+        """Return the output with another map, back in the tower's own layout."""
+        turned = self._turned(output, f"{self.layout} -> {self.expects}")
+        written = super().write_map(block, turned, new_map)  # type: ignore[safe-super]
+        return self._turned(written, f"{self.expects} -> {self.layout}")
+
+    def _turned(self, output: Any, pattern: str) -> Any:
+        """Return a block's output with its state in another layout."""
         return with_state(output, rearrange(state_of(output), pattern))
 
 
 class GenericTokens(_Unknown, TokenVisionTower):
     """An unknown encoder with states (B, prefix + h*w, C) or (prefix + h*w, B, C)."""
+
+    expects = TOKENS[0]
 
     def describe_as(
         self,
@@ -207,34 +223,15 @@ class GenericTokens(_Unknown, TokenVisionTower):
         """Return the tower's identity; see `_Unknown.describe`."""
         return {**super().describe(), "prefix": self.prefix, "patch": self.patch}
 
-    def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
-        """Return the patches as a map; see `VisionTower.read_map`."""
-        return TokenVisionTower.read_map(self, block, self._turned(output, TOKENS[0]), image_size)
-
-    def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
-        """Return the output with other patches; see `VisionTower.write_map`."""
-        turned = self._turned(output, TOKENS[0])
-        written = TokenVisionTower.write_map(self, block, turned, new_map)
-        return self._turned(written, TOKENS[0], back=True)
-
 
 class GenericMaps(_Unknown, MapVisionTower):
     """An unknown encoder with states (B, C, H, W) or (B, H, W, C)."""
 
+    expects = MAPS[0]
+
     def map_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the last map's size; encoders that round down have a row or column less."""
-        stride = self.blocks[-1].stride or 1
-        return -(-image_size[0] // stride), -(-image_size[1] // stride)
-
-    def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
-        """Return the state; see `VisionTower.read_map`."""
-        return MapVisionTower.read_map(self, block, self._turned(output, MAPS[0]), image_size)
-
-    def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
-        """Return the output with another map; see `VisionTower.write_map`."""
-        turned = self._turned(output, MAPS[0])
-        written = MapVisionTower.write_map(self, block, turned, new_map)
-        return self._turned(written, MAPS[0], back=True)
+        return grid_of(image_size, self.blocks[-1].stride or 1)
 
 
 def _sizes(
@@ -242,19 +239,15 @@ def _sizes(
 ) -> Iterator[tuple[tuple[int, int], bool]]:
     """Yield sizes to try, each with whether a tower that takes it is free to take others."""
     if image_size is not None:
-        yield _pair(image_size), False
+        yield pair(image_size), False
         return
     yield from ((size, True) for size in FREE)
     hints = [
-        _pair(hint)
+        pair(hint)
         for hint in hinted(module, "image_size", "img_size", "input_size")
         if isinstance(hint, int) or (isinstance(hint, (tuple, list)) and len(hint) == 2)
     ]
     yield from ((size, False) for size in dict.fromkeys([*hints, *((n, n) for n in NATIVE)]))
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _refusal(module: nn.Module, errors: Mapping[tuple[int, int], Exception]) -> Exception:

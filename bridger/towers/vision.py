@@ -220,6 +220,12 @@ class ChannelsLastMapVisionTower(MapVisionTower):
         return with_state(output, written.movedim(1, -1).contiguous())
 
 
+def grid_of(image_size: tuple[int, int], stride: int, rounds_up: bool = True) -> tuple[int, int]:
+    """Return the map size (h, w) of a picture (H, W), rounded where the stride does not divide."""
+    extra = stride - 1 if rounds_up else 0
+    return (image_size[0] + extra) // stride, (image_size[1] + extra) // stride
+
+
 def _repeats(block: Block, old: int, new: int) -> int:
     repeats, rest = divmod(new, old)
     if rest or not repeats:
