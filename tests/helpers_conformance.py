@@ -29,7 +29,6 @@ class Subject:
             self.pad = row.pad
         if not isinstance(row, TextRow):
             self.image_size, self.other_sizes = row.image_size, row.other_sizes
-        self.picklable = "pickle" not in row.exceptions
 
     def batch(
         self, count: int = 2, size: tuple[int, int] | None = None, seed: int = 0
@@ -44,7 +43,7 @@ class Subject:
         """Bridge the towers."""
         return attach_bridgers(self.vision, self.text, stages, config, **options)
 
-    def checkpoint(self, bridged: BridgedEncoder) -> bool:
+    def checkpoint(self) -> bool:
         """Switch on each library's own activation checkpointing; say whether there was any."""
         return any([_checkpoint(tower) for tower in (self.vision, self.text)])
 

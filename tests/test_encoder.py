@@ -9,49 +9,19 @@ import threading
 
 import pytest
 import torch
+from helpers_conformance import SMALL, changed, features, same, trace
 from helpers_towers import PAIRS, ids, images
-from torch import Tensor, nn
+from torch import Tensor
 
-from bridger import BridgedEncoder, BridgedFeatures, BridgerConfig, attach_bridgers
-
-SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
+from bridger import BridgedFeatures, attach_bridgers
 
 
 def pictures(pair: str, batch: int, seed: int = 0) -> Tensor:
     return images(batch, 64 if "resnet" in pair else 32, seed=seed)
 
 
-def randomise(encoder: BridgedEncoder, seed: int = 1) -> BridgedEncoder:
-    """Give zero-started Bridgers something to say."""
-    generator = torch.Generator().manual_seed(seed)
-    assert encoder.bridgers is not None
-    with torch.no_grad():
-        for parameter in encoder.bridgers.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return encoder
-
-
-def flat(features: BridgedFeatures) -> list[Tensor]:
-    tensors = [*features.maps, features.tokens, features.sentence, features.pooled]
-    return [tensor for tensor in tensors if tensor is not None]
-
-
-def same(a: BridgedFeatures, b: BridgedFeatures) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
-
-
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-
-
-def trace(module: nn.Module) -> list[object]:
-    """Everything that attaching could leave behind."""
-    seen: list[object] = [list(module.state_dict())]
-    for name, child in module.named_modules():
-        hooks = (len(child._forward_hooks), len(child._forward_pre_hooks))
-        flags = [(k, id(p), p.requires_grad) for k, p in child._parameters.items() if p is not None]
-        seen.append((name, child.training, hooks, sorted(child.__dict__), flags))
-    return seen
 
 
 @pytest.fixture(params=sorted(PAIRS))
@@ -66,12 +36,12 @@ def test_towers_called_alone_never_notice(pair: str) -> None:
     next(text.parameters()).requires_grad_(False)
     before = trace(vision), trace(text)
     bits = copy.deepcopy((vision.state_dict(), text.state_dict()))
-    first = randomise(attach_bridgers(vision, text, 2, SMALL, trainable=["positions"]))
-    second = randomise(attach_bridgers(vision, text, 1, SMALL), seed=2)
+    first = changed(attach_bridgers(vision, text, 2, SMALL, trainable=["positions"]))
+    second = changed(attach_bridgers(vision, text, 1, SMALL), seed=2)
     for encoder in (first, second):
         encoder.train()
         out = encoder(pictures(pair, 2), ids(2))
-        sum(tensor.sum() for tensor in flat(out)).backward()
+        sum(tensor.sum() for tensor in features(out)).backward()
     assert not any(p.grad is not None for p in [*vision.parameters(), *text.parameters()])
     assert not any(m.training for m in [*vision.modules(), *text.modules()])
     first.detach()
@@ -95,7 +65,7 @@ def test_own_output_of_towers_is_the_same_bits_while_attached(pair: str) -> None
 
     with torch.no_grad():
         before = alone()
-        bridged = randomise(attach_bridgers(vision, text, 2, SMALL, trainable=["positions"]))
+        bridged = changed(attach_bridgers(vision, text, 2, SMALL, trainable=["positions"]))
         bridged(x, words)
         after = alone()
     for a, b in zip(before, after, strict=True):
@@ -113,17 +83,19 @@ def test_fresh_bridgers_change_nothing_and_others_change_both_towers(pair: str) 
             disabled = bridged(x, words)
         plain = attach_bridgers(vision, text, 2, config=None)(x, words)
         assert same(fresh, disabled) and same(fresh, plain)
-        changed = randomise(bridged)(x, words)
-        assert not any(torch.equal(a, b) for a, b in zip(flat(changed), flat(fresh), strict=True))
+        acting = changed(bridged)(x, words)
+        assert not any(
+            torch.equal(a, b) for a, b in zip(features(acting), features(fresh), strict=True)
+        )
         with bridged.disable():
             assert same(bridged(x, words), plain)
 
 
 def test_gradients_reach_every_bridger_parameter_and_no_tower(pair: str) -> None:
     vision, text = PAIRS[pair]()
-    bridged = randomise(attach_bridgers(vision, text, 2, SMALL, trainable=["positions"]))
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL, trainable=["positions"]))
     out = bridged(pictures(pair, 2), ids(2))
-    sum(tensor.square().sum() for tensor in flat(out)).backward()
+    sum(tensor.square().sum() for tensor in features(out)).backward()
     owned = {k: p for k, p in bridged.named_parameters() if not k.startswith("towers.")}
     missing = [k for k, p in owned.items() if p.requires_grad and p.grad is None]
     assert owned and not missing
@@ -151,7 +123,7 @@ def test_spec_tells_the_shapes_before_any_forward(pair: str) -> None:
 
 def test_many_expressions_in_one_call_equal_many_calls(pair: str) -> None:
     vision, text = PAIRS[pair]()
-    bridged = randomise(attach_bridgers(vision, text, 2, SMALL)).eval()
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
     x = pictures(pair, 2)
     words = torch.stack([ids(2, seed=i) for i in range(3)], dim=1)
     with torch.no_grad():
@@ -162,16 +134,16 @@ def test_many_expressions_in_one_call_equal_many_calls(pair: str) -> None:
         garbage[0, 2] = 0
         padded = bridged(x, garbage, expression_mask=ragged)
     assert together.num_expressions == 3
-    for row, tensors in enumerate(zip(*(flat(a) for a in alone), strict=True)):
+    for row, tensors in enumerate(zip(*(features(a) for a in alone), strict=True)):
         expected = torch.stack(tensors, dim=1).flatten(0, 1)
-        close(flat(together)[row], expected)
+        close(features(together)[row], expected)
         real = ragged.flatten()
-        close(flat(padded)[row][real], expected[real])
+        close(features(padded)[row][real], expected[real])
 
 
 def test_a_sentence_alone_equals_itself_in_a_padded_batch(pair: str) -> None:
     vision, text = PAIRS[pair]()
-    bridged = randomise(attach_bridgers(vision, text, 2, SMALL)).eval()
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
     x, words = pictures(pair, 3), ids(3)
     with torch.no_grad():
         batch = bridged(x, words)
@@ -188,13 +160,13 @@ def test_a_sentence_alone_equals_itself_in_a_padded_batch(pair: str) -> None:
 def test_a_copied_and_a_pickled_encoder_live_on_their_own(pair: str) -> None:
     vision, text = PAIRS[pair]()
     vision.train()
-    bridged = randomise(attach_bridgers(vision, text, 2, SMALL)).eval()
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
     x, words = pictures(pair, 1), ids(1)
     with torch.no_grad():
         expected = bridged(x, words)
         for twin in (copy.deepcopy(bridged), pickle.loads(pickle.dumps(bridged))):
             assert same(twin(x, words), expected)
-            randomise(twin, seed=7)
+            changed(twin, seed=7)
             assert not same(twin(x, words), expected) and same(bridged(x, words), expected)
             twin.detach()
             assert twin.vision.module.training
@@ -203,7 +175,7 @@ def test_a_copied_and_a_pickled_encoder_live_on_their_own(pair: str) -> None:
 
 
 def test_threads_share_one_encoder() -> None:
-    bridged = randomise(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
+    bridged = changed(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
     batches = [(images(2, 32, seed=i), ids(2, seed=i)) for i in range(4)]
     with torch.no_grad():
         expected = [bridged(*batch) for batch in batches]
@@ -222,7 +194,7 @@ def test_threads_share_one_encoder() -> None:
 
 
 def test_300_forwards_grow_neither_threads_nor_memory() -> None:
-    bridged = randomise(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
+    bridged = changed(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
     x, words = images(1, 32), ids(1)
     with torch.no_grad():
         bridged(x, words)
@@ -237,14 +209,14 @@ def test_300_forwards_grow_neither_threads_nor_memory() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_towers_keep_adapters_in_float32(dtype: torch.dtype) -> None:
-    bridged = randomise(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
+    bridged = changed(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
     bridged = bridged.half() if dtype == torch.float16 else bridged.bfloat16()
     assert next(bridged.vision.module.parameters()).dtype == dtype
     assert bridged.bridgers is not None
     assert all(p.dtype == torch.float32 for p in bridged.bridgers.parameters())
     with torch.no_grad():
         out = bridged(images(2, 32), ids(2))
-    assert all(torch.isfinite(tensor).all() for tensor in flat(out))
+    assert all(torch.isfinite(tensor).all() for tensor in features(out))
     bridged._cast(dtype, adapters=True)
     assert all(p.dtype == dtype for p in bridged.bridgers.parameters())
 
@@ -310,14 +282,14 @@ def test_compiled_blocks_give_close_results_and_gradients() -> None:
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        bridged = randomise(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
+        bridged = changed(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
         assert bridged.bridgers is not None
         if compiled:
             for block in [*bridged.vision.blocks, *bridged.text.blocks]:
                 block.module.compile(backend="aot_eager")
             bridged.bridgers.compile(backend="aot_eager")
         out = bridged(x, words)
-        sum(tensor.square().sum() for tensor in flat(out)).backward()
-        results.append([*flat(out), *(p.grad for p in bridged.bridgers.parameters())])
+        sum(tensor.square().sum() for tensor in features(out)).backward()
+        results.append([*features(out), *(p.grad for p in bridged.bridgers.parameters())])
     for a, b in zip(*results, strict=True):
         close(b, a)
