@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families_timm import FOUR, WIDTHS, staged, timm_model, vit
+from helpers_conformance import SMALL, changed, features, same
 from helpers_families import VisionRow
 from helpers_towers import JOINT, Watch, fill, hf_text, ids, images, open_clip_vit
-from test_encoder import SMALL, flat, randomise, same
 from torch import Tensor, nn
 
 from bridger import attach_bridgers
@@ -175,12 +175,12 @@ def test_bridged_towers_start_as_they_were_and_train(row: VisionRow) -> None:
     try:
         with torch.no_grad():
             assert same(bridged(pixels, ids()), plain(pixels, ids()))
-        randomise(bridged)
+        changed(bridged)
         out = bridged(pixels, torch.stack([ids(), ids(seed=1)], dim=1))
         assert [m.shape[1] for m in out.maps] == [*bridged.spec.map_widths]
         assert out.pooled is None or out.pooled.shape == (4, tower.pooled_width)
         assert bridged.spec.joint == (tower.joint_width == JOINT)
-        sum(tensor.square().sum() for tensor in flat(out)).backward()
+        sum(tensor.square().sum() for tensor in features(out)).backward()
         assert bridged.bridgers is not None
         for name, parameter in bridged.bridgers.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -477,8 +477,8 @@ def test_other_activation_checkpointing_may_stay_on(name: str) -> None:
         expected = find_vision_tower(module).call(images(1, 64), {})
     module.set_grad_checkpointing(True)
     bridged = attach_bridgers(module, _text(), 2, SMALL)
-    out = randomise(bridged)(images(1, 64), ids(1))
-    sum(tensor.square().sum() for tensor in flat(out)).backward()
+    out = changed(bridged)(images(1, 64), ids(1))
+    sum(tensor.square().sum() for tensor in features(out)).backward()
     assert bridged.bridgers is not None
     assert all(p.grad is not None for p in bridged.bridgers.parameters())
     with torch.no_grad(), bridged.disable():
@@ -535,7 +535,7 @@ def test_peft_wrapped_models_are_known_by_what_they_wrap() -> None:
 
 def test_bridged_wrappers_live_on_in_copies() -> None:
     for name in ("open_clip/TimmModel SigLIP", "timm/ConvNeXt", "torchvision/SwinTransformer"):
-        bridged = randomise(attach_bridgers(_built(name), _text(), 2, SMALL)).eval()
+        bridged = changed(attach_bridgers(_built(name), _text(), 2, SMALL)).eval()
         twin = pickle.loads(pickle.dumps(bridged))
         with torch.no_grad():
             assert same(twin(images(1, 64), ids(1)), bridged(images(1, 64), ids(1)))

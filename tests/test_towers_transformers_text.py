@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from families_text import ROWS, build, coca, dual_encoder, hf_text_encoder, whole
+from helpers_conformance import SMALL, changed, features, trace
 from helpers_families import TextRow
 from helpers_towers import CONTEXT, EOS, SOS, VOCAB, Watch, fill, hf_vision, ids, images
-from test_encoder import SMALL, flat, randomise, trace
 from torch import Tensor, nn
 
 from bridger import attach_bridgers
@@ -212,10 +212,10 @@ def test_bridgers_start_silent_learn_and_leave_no_trace(case: Case, vision: Any)
             fresh = bridged(x, texts)
             with bridged.disable():
                 plain = bridged(x, texts)
-        assert all(torch.equal(a, b) for a, b in zip(flat(fresh), flat(plain), strict=True))
-        out = randomise(bridged)(x, texts)
+        assert all(torch.equal(a, b) for a, b in zip(features(fresh), features(plain), strict=True))
+        out = changed(bridged)(x, texts)
         assert not torch.equal(out.sentence, fresh.sentence)
-        sum(tensor.square().sum() for tensor in flat(out)).backward()
+        sum(tensor.square().sum() for tensor in features(out)).backward()
         assert bridged.bridgers is not None
         silent = [k for k, p in bridged.bridgers.named_parameters() if p.grad is None]
         assert not silent and all(p.grad is None for p in case.given.parameters())
