@@ -132,7 +132,7 @@ def _lockstep(
             text_run.unwind()
             break
         except BaseException as error:  # an interrupt: held back until nothing is left waiting
-            if isinstance(failure, Exception) and not isinstance(error, Exception):
+            if failure is None or isinstance(failure, Exception):
                 error.__context__ = failure
                 failure = error
     try:

@@ -173,6 +173,8 @@ def no_more_workers() -> Iterator[None]:
 
 def run_python(script: str, timeout: float = 300) -> str:
     """Runs a script in a fresh interpreter, which must end well and in time."""
+    # A shell's background jobs, and so their children, begin with Ctrl-C ignored.
+    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{script}"
     tests = Path(__file__).parent
     path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

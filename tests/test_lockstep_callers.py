@@ -262,6 +262,39 @@ assert same(list(pair(x, y)), expected) and workers() == 2
 """)
 
 
+def test_an_interrupt_at_any_call_is_raised() -> None:
+    out = run_python("""
+import sys
+from itertools import count
+from helpers_lockstep import Pair, inputs, same, workers
+pair, (x, y) = Pair(), inputs()
+expected = list(pair(x, y))
+for call in count():
+    left, struck = call, None
+    def strike(frame, event, _):
+        global left, struck
+        if event == "call" and struck is None:
+            left -= 1
+            if left < 0:
+                struck = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise KeyboardInterrupt
+    try:
+        sys.setprofile(strike)
+        pair(x, y)
+    except KeyboardInterrupt:
+        pass
+    else:
+        sys.setprofile(None)
+        assert struck is None, struck
+        break
+    finally:
+        sys.setprofile(None)
+    assert same(list(pair(x, y)), expected) and workers() <= 4
+print(call)
+""")
+    assert int(out) > 100
+
+
 @SLOW
 def test_a_storm_of_interrupts() -> None:
     out = run_python("""
@@ -269,9 +302,11 @@ import random, signal, threading, time
 from helpers_lockstep import Pair, inputs, same, workers
 pair, (x, y) = Pair(), inputs()
 expected = list(pair(x, y))
-armed = False  # interrupts that strike this script rather than the forward are let go
+armed = struck = False  # interrupts that strike this script, not the forward, are let go
 def interrupt(*_):
+    global struck
     if armed:
+        struck = True
         raise KeyboardInterrupt
 signal.signal(signal.SIGINT, interrupt)
 main, stop = threading.main_thread().ident, time.monotonic() + 4
@@ -280,8 +315,9 @@ def storm():
         time.sleep(random.random() * 0.01)
         signal.pthread_kill(main, signal.SIGINT)
 threading.Thread(target=storm, daemon=True).start()
-complete = wrong = interrupts = 0
+complete = wrong = lost = interrupts = 0
 while time.monotonic() < stop:
+    struck = False
     try:
         armed = True
         got = pair(x, y)
@@ -292,8 +328,9 @@ while time.monotonic() < stop:
     else:
         wrong += not same(list(got), expected)
         complete += 1
+        lost += struck
 assert same(list(pair(x, y)), expected)
-print(complete, wrong, interrupts, workers())
+print(complete, wrong, lost, interrupts, workers())
 """)
-    complete, wrong, interrupts, threads = map(int, out.split())
-    assert complete > 20 and interrupts > 50 and wrong == 0 and threads <= 4
+    complete, wrong, lost, interrupts, threads = map(int, out.split())
+    assert complete > 20 and interrupts > 50 and wrong == lost == 0 and threads <= 4
