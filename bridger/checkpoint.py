@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from bridger._files import replacing
 from bridger.bridgers import BridgerConfig
-from bridger.encoder import BridgedEncoder, attach_bridgers
+from bridger.encoder import attach_bridgers
 from bridger.heads import get_head
 from bridger.processing import Processor
+from bridger.tower_peft import describe_peft, find_peft, inject_peft, take_out_peft
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
+from bridger.towers.base import Tower
 from bridger.towers.registry import tower_as_saved
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def describe(model: BridgedModel) -> dict[str, Any]:
             "trainable": list(encoder.trainable),
             "connect": encoder.connect,
             "word_length": encoder.word_length,
+            "peft": describe_peft(find_peft(encoder.towers)),
         },
         "heads": {
             name: {
@@ -105,18 +108,22 @@ def load(
     folder = Path(folder)
     config, tensors = read(folder)
     parts = config["encoder"]
-    bridgers = parts["bridgers"] and BridgerConfig.from_dict(parts["bridgers"])
-    encoder = attach_bridgers(
-        find_vision_tower(tower_as_saved("vision", vision_model, config["towers"]["vision"])),
-        find_text_tower(tower_as_saved("text", text_model, config["towers"]["text"])),
-        stages=[tuple(pair) for pair in parts["stages"]],
-        config=bridgers,
-        trainable=parts["trainable"],
-        connect=parts["connect"],
-        word_length=parts.get("word_length"),
-    )
+    vision = find_vision_tower(tower_as_saved("vision", vision_model, config["towers"]["vision"]))
+    text = find_text_tower(tower_as_saved("text", text_model, config["towers"]["text"]))
+    _check_towers(config["towers"], {"vision": vision, "text": text})
+    modules = {"vision": vision.module, "text": text.module}
+    before = inject_peft(modules, parts.get("peft", []))
+    encoder = None
     try:
-        _check_towers(config["towers"], encoder)
+        encoder = attach_bridgers(
+            vision,
+            text,
+            stages=[tuple(pair) for pair in parts["stages"]],
+            config=parts["bridgers"] and BridgerConfig.from_dict(parts["bridgers"]),
+            trainable=parts["trainable"],
+            connect=parts["connect"],
+            word_length=parts.get("word_length"),
+        )
         heads = {
             name: get_head(saved["type"]).from_spec(encoder.spec, **saved["config"])
             for name, saved in config["heads"].items()
@@ -126,8 +133,12 @@ def load(
         model = BridgedModel(encoder, heads, processor, weights)
         model.to(next(encoder.towers.parameters()).device)
         load_adapter_tensors(model, tensors, str(folder))
+        encoder.before_peft = before
     except BaseException:
-        encoder.detach()
+        if encoder is not None:
+            encoder.detach()
+        if before:
+            take_out_peft(find_peft(modules), before)
         raise
     return model.eval()
 
@@ -173,9 +184,9 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def _check_towers(saved: Mapping[str, Any], encoder: BridgedEncoder) -> None:
+def _check_towers(saved: Mapping[str, Any], towers: Mapping[str, Tower]) -> None:
     """Compare the towers at hand with those that the adapter was made for."""
-    here = {"vision": encoder.vision.describe(), "text": encoder.text.describe()}
+    here = {side: tower.describe() for side, tower in towers.items()}
     problems = []
     for side, expected in saved.items():
         # JSON turns tuples into lists; compare what JSON would hold.

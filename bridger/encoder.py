@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bridger.bridgers import BridgerConfig, BridgerStack
+from bridger.bridging import Bridging
 from bridger.expressions import as_released, check_word_length, flatten_expressions
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import Flags, flags_before, hold, release
@@ -16,6 +17,7 @@ from bridger.half_towers import HalfTowers
 from bridger.lockstep import StageHooks, run_lockstep
 from bridger.stages import Stages, resolve_stages
 from bridger.tap import Tap, taking
+from bridger.tower_peft import Parameters, find_peft, merge_peft, take_out_peft, tuned_modules
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 
@@ -106,6 +108,7 @@ class BridgedEncoder(HalfTowers):
         self.trainable = tuple(trainable)
         self.word_length = check_word_length(word_length, text.max_length)
         self._enabled = True
+        self.before_peft: Parameters = {}  # set where loading put layers of peft into the towers
         self.dense = vision.dense_projection(connect=connect)
         self.bridgers = None if config is None else self._make_bridgers(config)
         self.tower_tensors = TowerTensors(vision, text, self.trainable)
@@ -113,6 +116,9 @@ class BridgedEncoder(HalfTowers):
         inner = vision.module in set(text.module.modules())
         towers = {"text": text.module} if inner else {"vision": vision.module, "text": text.module}
         self.towers = nn.ModuleDict(towers)
+        find_peft(self.towers)  # raises early
+        tuned = set(tuned_modules(self.towers))
+        self._frozen = [module for module in self.towers.modules() if module not in tuned]
         self._attach(before=None)
 
     def _make_bridgers(self, config: BridgerConfig) -> BridgerStack:
@@ -134,13 +140,14 @@ class BridgedEncoder(HalfTowers):
         )
         # After the stages' hooks, so that the taps see the bridged states.
         self._taps = (Tap(self.vision.blocks[-1].module), Tap(self.text.blocks[-1].module))
-        hold(self.towers.modules(), before)
+        hold(self._frozen, before)
         self._attached = True
 
     def detach(self) -> None:
         """Remove hooks from the towers and give them their flags and modes back.
 
-        A second call does nothing. The encoder cannot run afterwards.
+        A second call does nothing. The encoder cannot run afterwards. Layers of peft go if
+        loading the adapter brought them; those that the user put there stay.
         """
         if not self._attached:
             return
@@ -149,7 +156,9 @@ class BridgedEncoder(HalfTowers):
             hooks.remove()
         for tap in self._taps:
             tap.remove()
-        release(self.towers.modules())
+        release(self._frozen)
+        if self.before_peft:
+            take_out_peft(find_peft(self.towers), self.before_peft)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -213,7 +222,7 @@ class BridgedEncoder(HalfTowers):
     ) -> BridgedFeatures:
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         tensors = self.tower_tensors.by_tower() if self._enabled else {"vision": {}, "text": {}}
-        bridge = _Bridging(self, token_mask, image_size, expressions)
+        bridge = Bridging(self, token_mask, image_size, expressions)
         vision_tap, text_tap = self._taps
         with taking(vision_tap, text_tap) as taken:
             vision_result, text_result = run_lockstep(
@@ -251,10 +260,12 @@ class BridgedEncoder(HalfTowers):
         return self._enabled and self.bridgers is not None
 
     def train(self, mode: bool = True) -> BridgedEncoder:
-        """Set the mode of Bridgers; towers stay in eval mode while they are attached."""
+        """Set the mode of Bridgers and of peft's layers; all else in the towers stays in eval."""
         super().train(mode)
         if self._attached:
             self.towers.eval()
+            for module in tuned_modules(self.towers):
+                module.training = mode
         return self
 
     def frozen_towers(self) -> nn.Module:
@@ -262,9 +273,27 @@ class BridgedEncoder(HalfTowers):
         return self.towers
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
-        """Return what the adapter owns and saves: everything but the towers."""
+        """Return what the adapter saves: all but the towers, and peft's layers in them."""
         owned = self.state_dict().items()
-        return {name: tensor for name, tensor in owned if not name.startswith("towers.")}
+        tensors = {name: tensor for name, tensor in owned if not name.startswith("towers.")}
+        for index, part in enumerate(find_peft(self.towers)):
+            tensors.update({f"peft.{index}.{k}": v for k, v in part.state_dict().items()})
+        return tensors
+
+    def merge_peft(self) -> None:
+        """Merge peft's layers into the towers for good, so that these run as fast as before.
+
+        The towers then hold what the layers learnt, also when they are called alone. An adapter
+        saved afterwards fits such towers only.
+
+        Raises:
+            ValueError: there are none, or peft cannot merge them.
+        """
+        parts = find_peft(self.towers)
+        if not parts:
+            raise ValueError("the towers hold no layers of peft: there is nothing to merge")
+        merge_peft(parts)
+        self.before_peft = {}
 
     def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
         """Put one head on the features; its input widths are read from `spec`."""
@@ -286,7 +315,7 @@ class BridgedEncoder(HalfTowers):
         # Hooks belong to this object and its towers; a copy registers its own.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps")}
         if self._attached:
-            state["_before"] = flags_before(self.towers.modules())
+            state["_before"] = flags_before(self._frozen)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -294,50 +323,6 @@ class BridgedEncoder(HalfTowers):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._attached:
             self._attach(before)
-
-
-class _Bridging:
-    """What happens while both towers are paused, in one forward."""
-
-    def __init__(
-        self,
-        encoder: BridgedEncoder,
-        token_mask: Tensor,
-        image_size: tuple[int, int],
-        expressions: int,
-    ) -> None:
-        self.encoder, self.token_mask = encoder, token_mask
-        self.image_size, self.expressions = image_size, expressions
-        self.bridgers = encoder.bridgers if encoder.enabled else None
-        self.carry: Any = None
-        self.maps: list[Tensor] = []
-
-    def __call__(self, stage: int, vision_output: Any, text_output: Any) -> tuple[Any, Any]:
-        vision, text = self.encoder.vision, self.encoder.text
-        vision_block, text_block = self.encoder.stages[stage]
-        state = vision.read_map(vision_block, vision_output, self.image_size)
-        if self.bridgers is None:
-            self.maps.append(self.grown(state))
-            return vision_output, text_output
-        if stage == 0:
-            # Up to here the images ran alone; from here on each expression has its own state.
-            state = state.repeat_interleave(self.expressions, dim=0)
-        tokens = text.read_tokens(text_block, text_output)
-        to_state, to_tokens, self.carry = self.bridgers(
-            stage, state, tokens, self.token_mask, self.carry, self.image_size
-        )
-        state, tokens = state + to_state, tokens + to_tokens
-        self.maps.append(state)
-        return (
-            vision.write_map(vision_block, vision_output, state),
-            text.write_tokens(text_block, text_output, tokens),
-        )
-
-    def grown(self, rows: Any) -> Any:
-        """Repeat per-image rows where no Bridger made them one per expression."""
-        if rows is None or self.bridgers is not None:
-            return rows
-        return rows.repeat_interleave(self.expressions, dim=0)
 
 
 def _stride(stride: int | None) -> int:

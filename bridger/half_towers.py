@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from bridger.tower_peft import tuned_parameters
+
 T = TypeVar("T", bound="HalfTowers")
 
 
@@ -27,5 +29,11 @@ class HalfTowers(nn.Module):
         return self._cast(torch.bfloat16, adapters)
 
     def _cast(self: T, dtype: torch.dtype, adapters: bool) -> T:
-        (self if adapters else self.frozen_towers()).to(dtype)
+        if adapters:
+            return self.to(dtype)
+        towers = self.frozen_towers()
+        tuned = {parameter: parameter.data for parameter in tuned_parameters(towers)}
+        towers.to(dtype)
+        for parameter, data in tuned.items():
+            parameter.data = data
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from bridger.half_towers import HalfTowers
 from bridger.heads import Head
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
+from bridger.tower_peft import find_peft, tuned_parameters
 from bridger.towers import TextTower, VisionTower
 
 if TYPE_CHECKING:
@@ -136,6 +137,10 @@ class BridgedModel(HalfTowers):
         """Remove every trace of the adapter from the towers."""
         self.encoder.detach()
 
+    def merge_peft(self) -> None:
+        """Merge peft's layers into the towers for good; see `BridgedEncoder.merge_peft`."""
+        self.encoder.merge_peft()
+
     # Training loops of one's own.
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -143,29 +148,31 @@ class BridgedModel(HalfTowers):
         return [p for group in self.parameter_groups() for p in group["params"]]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return optimiser groups by part: "bridgers", "tower_tensors", then each head's name.
+        """Return optimiser groups by part: "bridgers", "tower_tensors", "peft", then heads' names.
 
         Set a group's "lr" before handing it to the optimiser to give parts rates of their own.
         """
         encoder = self.encoder
-        parts: dict[str, nn.Module | None] = {
-            "bridgers": encoder.bridgers,
-            "tower_tensors": encoder.tower_tensors,
-            **self.heads,
+        find_peft(encoder.towers)  # what would train without effect is refused here
+        parts: dict[str, Iterable[nn.Parameter]] = {
+            "bridgers": encoder.bridgers.parameters() if encoder.bridgers else (),
+            "tower_tensors": encoder.tower_tensors.parameters(),
+            "peft": tuned_parameters(encoder.towers),
+            **{name: head.parameters() for name, head in self.heads.items()},
         }
         groups = []
         for name, part in parts.items():
-            parameters = [p for p in part.parameters() if p.requires_grad] if part else []
-            if parameters:
+            if parameters := [p for p in part if p.requires_grad]:
                 groups.append({"name": name, "params": parameters})
         return groups
 
     def print_trainable_parameters(self) -> None:
         """Print how much is trained, part by part, against the frozen towers."""
-        frozen = sum(p.numel() for p in self.encoder.towers.parameters())
         groups = self.parameter_groups()
         counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
         trained = sum(counts.values())
+        towers = sum(p.numel() for p in self.encoder.towers.parameters())
+        frozen = towers - counts.get("peft", 0)
         parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         print(
             f"trainable parameters: {trained:,} ({parts}) || "
@@ -173,7 +180,7 @@ class BridgedModel(HalfTowers):
         )
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
-        """Return what is saved: Bridgers, heads and the tower tensors that the adapter owns."""
+        """Return what is saved: Bridgers, heads, the adapter's tower tensors, peft's layers."""
         heads = self._modules["heads"].state_dict(prefix="heads.")  # type: ignore[union-attr]
         return {**self.encoder.adapter_state_dict(), **heads}
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from bridger.tower_peft import tuned_parameters
 from bridger.towers import TextTower, VisionTower
 
 POSITIONS, STATISTICS = "positions", "statistics"
@@ -56,13 +57,14 @@ def _matching(
     vision: VisionTower, text: TextTower, pattern: str
 ) -> Iterator[tuple[str, str, Tensor]]:
     inner = {*vision.module.parameters(), *vision.module.buffers()}
+    tuned = {p for tower in (vision, text) for p in tuned_parameters(tower.module)}
     for side, tower in (("vision", vision), ("text", text)):
         positions = tower.position_names()
         statistics = pattern == STATISTICS
         named = tower.module.named_buffers() if statistics else tower.module.named_parameters()
         for name, tensor in named:
             # A whole CLIP on the text side holds the vision tower too, which is named "vision".
-            if side == "text" and tensor in inner:
+            if tensor in tuned or (side == "text" and tensor in inner):
                 continue
             if _fits(pattern, side, name, positions):
                 yield side, name, tensor

@@ -148,10 +148,10 @@ def test_a_changed_map_of_any_block_reaches_the_output(row: VisionRow) -> None:
     # A class token has read its last patch in the last block.
     inner = getattr(tower, "inner", tower)
     blocks = len(tower.blocks) - bool(getattr(inner, "prefix", 0))
-    for changed in range(blocks):
+    for chosen in range(blocks):
 
-        def change(index: int, output: Any, changed: int = changed) -> Any:
-            if index != changed:
+        def change(index: int, output: Any, chosen: int = chosen) -> Any:
+            if index != chosen:
                 return None
             old = tower.read_map(index, output, size)
             new = tower.write_map(index, output, old + torch.randn_like(old))

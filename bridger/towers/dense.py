@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.towers.base import is_a
 from bridger.towers.views import resize_positions, square_grid, view_with
 
 
@@ -129,6 +130,12 @@ class QueryPoolValues(DenseProjection):
 
 def value_path(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
     """Return what attention gives for each token (..., C) when it sees no other one."""
+    if is_a(attention, "peft", "BaseTunerLayer"):  # what it adds is in no weight
+        first = attention.get_base_layer().batch_first  # type: ignore[operator]
+        alone = tokens.reshape(-1, 1, tokens.shape[-1])
+        alone = alone if first else alone.transpose(0, 1)
+        seen: Tensor = attention(alone, alone, alone, need_weights=False)[0]
+        return seen.reshape(*tokens.shape[:-1], -1)
     packed: Tensor | None = attention.in_proj_weight
     weight = attention.v_proj_weight if packed is None else packed.chunk(3)[2]
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[2]

@@ -38,7 +38,7 @@ class Recipe(Config):
             first part of the vision tower runs once per picture.
         learning_rate: of heads, and of all that has no rate of its own.
         bridger_learning_rate: of Bridgers; None: as the rest.
-        tower_learning_rate: of `trainable` tower tensors; None: as the rest.
+        tower_learning_rate: of `trainable` tower tensors and of peft's layers; None: as the rest.
         schedule: of all rates, after a linear warm-up.
         warmup: steps of warm-up, as a share of all.
         weight_decay: of matrices (AdamW's).
@@ -160,7 +160,11 @@ class Recipe(Config):
 
     def learning_rates(self, model: BridgedModel) -> dict[str, float]:
         """Return the rates of the parts that have their own."""
-        own = {"bridgers": self.bridger_learning_rate, "tower_tensors": self.tower_learning_rate}
+        own = {
+            "bridgers": self.bridger_learning_rate,
+            "tower_tensors": self.tower_learning_rate,
+            "peft": self.tower_learning_rate,
+        }
         parts = [group["name"] for group in model.parameter_groups()]
         return {name: rate for name, rate in own.items() if rate is not None and name in parts}
 

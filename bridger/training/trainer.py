@@ -31,7 +31,8 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         model: the bridged model; towers keep their place, whatever is trained.
         args: transformers' TrainingArguments.
         learning_rates: rates for single parts by their name in `model.parameter_groups()`:
-            "bridgers", "tower_tensors", the heads' names. Others train at `args.learning_rate`.
+            "bridgers", "tower_tensors", "peft", the heads' names. Others train at
+            `args.learning_rate`.
         score: judges the model in place of the Trainer's own evaluation loop; its figures are
             reported with the prefix "eval_", and one may be `args.metric_for_best_model`.
         in_order: take the training data in its own order, instead of shuffling it.

@@ -1,0 +1,54 @@
+"""What an encoder does while both towers are paused at a stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bridger.encoder import BridgedEncoder
+
+
+class Bridging:
+    """One forward's visits to the Bridgers: the carried state, and the maps on the way."""
+
+    def __init__(
+        self,
+        encoder: BridgedEncoder,
+        token_mask: Tensor,
+        image_size: tuple[int, int],
+        expressions: int,
+    ) -> None:
+        self.encoder, self.token_mask = encoder, token_mask
+        self.image_size, self.expressions = image_size, expressions
+        self.bridgers = encoder.bridgers if encoder.enabled else None
+        self.carry: Any = None
+        self.maps: list[Tensor] = []
+
+    def __call__(self, stage: int, vision_output: Any, text_output: Any) -> tuple[Any, Any]:
+        vision, text = self.encoder.vision, self.encoder.text
+        vision_block, text_block = self.encoder.stages[stage]
+        state = vision.read_map(vision_block, vision_output, self.image_size)
+        if self.bridgers is None:
+            self.maps.append(self.grown(state))
+            return vision_output, text_output
+        if stage == 0:
+            # Up to here the images ran alone; from here on each expression has its own state.
+            state = state.repeat_interleave(self.expressions, dim=0)
+        tokens = text.read_tokens(text_block, text_output)
+        to_state, to_tokens, self.carry = self.bridgers(
+            stage, state, tokens, self.token_mask, self.carry, self.image_size
+        )
+        state, tokens = state + to_state, tokens + to_tokens
+        self.maps.append(state)
+        return (
+            vision.write_map(vision_block, vision_output, state),
+            text.write_tokens(text_block, text_output, tokens),
+        )
+
+    def grown(self, rows: Any) -> Any:
+        """Repeat per-image rows where no Bridger made them one per expression."""
+        if rows is None or self.bridgers is not None:
+            return rows
+        return rows.repeat_interleave(self.expressions, dim=0)

@@ -1,0 +1,373 @@
+"""Layers of peft inside the towers: trained, counted, saved, loaded and merged like the rest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_conformance import SMALL, same, trace
+from helpers_towers import hf_text, hf_vision, ids, images, open_clip_resnet, open_clip_vit
+from torch import Tensor, nn
+
+from bridger import BridgedModel, attach_bridgers
+from bridger.heads import ReferringSegmentationHead
+
+peft: Any = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type")
+
+LORA = {"r": 4, "lora_dropout": 0.5}
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return BertModel(BertConfig(**size, intermediate_size=32, vocab_size=64))
+
+
+def timm_vit() -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+
+
+def open_clip_pair() -> tuple[nn.Module, nn.Module]:
+    clip = open_clip_vit()
+    return clip.visual, clip
+
+
+# (both towers, side that is tuned, what peft is asked for)
+CASES: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module]], str, Callable[[], Any]]] = {
+    "LoRA in open_clip's feed-forward": (
+        open_clip_pair,
+        "vision",
+        lambda: peft.LoraConfig(target_modules=["c_fc", "c_proj"], **LORA),
+    ),
+    "LoRA in open_clip's attention": (
+        open_clip_pair,
+        "vision",
+        lambda: peft.LoraConfig(target_modules=["attn"], r=4),
+    ),
+    "LoRA in both of open_clip's towers": (
+        open_clip_pair,
+        "text",
+        lambda: peft.LoraConfig(target_modules=["c_fc"], **LORA),
+    ),
+    "IA3 in open_clip's feed-forward": (
+        open_clip_pair,
+        "vision",
+        lambda: peft.IA3Config(target_modules=["c_fc", "c_proj"], feedforward_modules=["c_proj"]),
+    ),
+    "VeRA in open_clip's feed-forward": (
+        open_clip_pair,
+        "vision",
+        lambda: peft.VeraConfig(target_modules=["c_fc", "c_proj"], r=8),
+    ),
+    "LN-tuning in open_clip's": (
+        open_clip_pair,
+        "vision",
+        lambda: peft.LNTuningConfig(target_modules=["ln_1", "ln_2"]),
+    ),
+    "LoRA in transformers' CLIP": (
+        lambda: (hf_vision(), hf_text()),
+        "vision",
+        lambda: peft.LoraConfig(target_modules=["q_proj", "v_proj"], **LORA),
+    ),
+    "VeRA in transformers' CLIP": (
+        lambda: (hf_vision(), hf_text()),
+        "text",
+        lambda: peft.VeraConfig(target_modules=["q_proj"], r=8, save_projection=False),
+    ),
+    "LoRA and a whole layer in BERT": (
+        lambda: (hf_vision(), bert()),
+        "text",
+        lambda: peft.LoraConfig(target_modules=["query"], modules_to_save=["pooler"], r=4),
+    ),
+    "DoRA in timm's ViT": (
+        lambda: (timm_vit(), hf_text()),
+        "vision",
+        lambda: peft.LoraConfig(target_modules=["qkv"], use_dora=True, r=4),
+    ),
+    "LoRA in a ResNet": (
+        lambda: (open_clip_resnet().visual, open_clip_vit(custom=True).text),
+        "vision",
+        lambda: peft.LoraConfig(target_modules=["conv1", "conv3"], r=4),
+    ),
+}
+FAST = ("LoRA in open_clip's attention", "LoRA in transformers' CLIP", "LoRA and a whole layer in")
+
+
+class Tuned:
+    """A pair of towers with peft in one of them, before or after bridging, and its plain twin."""
+
+    def __init__(self, name: str, first: str) -> None:
+        build, self.side, config = CASES[name]
+        self.drops = "lora_dropout=0.5" in repr(config())
+        self.vision, self.text = build()
+        self.plain = copy.deepcopy((self.vision, self.text))
+        self.size = (64, 64) if "ResNet" in name else (32, 32)
+        torch.manual_seed(1)
+        if first == "peft":
+            wrapped = peft.get_peft_model(getattr(self, self.side), config())
+            towers = {"vision": self.vision, "text": self.text, self.side: wrapped}
+            self.encoder = attach_bridgers(towers["vision"], towers["text"], 2, SMALL)
+        else:
+            self.encoder = attach_bridgers(self.vision, self.text, 2, SMALL)
+            peft.get_peft_model(getattr(self, self.side), config())
+        head = {"width": 64, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
+        self.model = self.encoder.with_head(ReferringSegmentationHead, **head)
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        return images(2, *self.size), ids(2)
+
+    def group(self) -> list[nn.Parameter]:
+        groups = {group["name"]: group["params"] for group in self.model.parameter_groups()}
+        tuned: list[nn.Parameter] = groups["peft"]
+        return tuned
+
+    def change(self) -> None:
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in self.model.trainable_parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+    def loss(self) -> Tensor:
+        loss: Tensor = self.model(*self.inputs(), labels=torch.ones(2, *self.size)).loss
+        return loss
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=() if name.startswith(FAST) else pytest.mark.slow)
+        for name in CASES
+    ]
+)
+def name(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(params=["peft", "bridgers"])
+def tuned(name: str, request: pytest.FixtureRequest) -> Tuned:
+    return Tuned(name, first=request.param)
+
+
+def test_all_of_it_is_trained_and_nothing_else(tuned: Tuned) -> None:
+    tuned.change()
+    tuned.model.train()
+    tuned.loss().backward()
+    assert tuned.group() and all(p.grad is not None and p.grad.any() for p in tuned.group())
+    trained = set(tuned.model.trainable_parameters())
+    for module in (tuned.vision, tuned.text):
+        assert all(p.grad is None for p in module.parameters() if p not in trained)
+
+
+def test_it_is_counted_once(tuned: Tuned, capsys: pytest.CaptureFixture[str]) -> None:
+    tuned.model.print_trainable_parameters()
+    own = sum(p.numel() for p in tuned.group())
+    # A whole layer that is trained stands beside the tower's own, which stays frozen.
+    towers = [p for module in (tuned.vision, tuned.text) for p in module.parameters()]
+    frozen = sum({p.data_ptr(): p.numel() for p in towers}.values()) - own
+    said = capsys.readouterr().out
+    assert f"peft {own:,}" in said and f"frozen towers: {frozen:,}" in said
+
+
+def test_only_its_dropout_follows_the_mode(tuned: Tuned) -> None:
+    towers = [module for tower in (tuned.vision, tuned.text) for module in tower.modules()]
+    tuned.model.train()
+    assert any(isinstance(m, nn.Dropout) and m.training for m in towers) == tuned.drops
+    tuned.change()
+    assert tuned.encoder.bridgers is not None
+    tuned.encoder.bridgers.eval()  # they have dropout of their own
+    losses = {tuned.loss().item() for _ in range(2)}
+    assert len(losses) == 1 + tuned.drops
+    tuned.model.eval()
+    assert not any(module.training for module in towers)
+
+
+def test_saved_loaded_detached_and_merged(tuned: Tuned, tmp_path: Path) -> None:
+    tuned.change()
+    tuned.model.eval()
+    tuned.model.save_pretrained(tmp_path)
+    expected = tuned.model(*tuned.inputs()).logits
+    before = [trace(tower) for tower in tuned.plain]
+    again = BridgedModel.from_pretrained(tmp_path, *tuned.plain)
+    assert torch.equal(again(*tuned.inputs()).logits, expected)
+    own = again.adapter_state_dict()
+    assert all(torch.equal(own[k], v) for k, v in tuned.model.adapter_state_dict().items())
+    again.detach()
+    assert [trace(tower) for tower in tuned.plain] == before
+    merged = BridgedModel.from_pretrained(tmp_path, *tuned.plain)
+    merged.merge_peft()
+    torch.testing.assert_close(merged(*tuned.inputs()).logits, expected, atol=1e-4, rtol=1e-4)
+    assert not [k for k in merged.adapter_state_dict() if k.startswith("peft")]
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merged.merge_peft()
+
+
+def test_detaching_leaves_what_the_user_put_there(tuned: Tuned) -> None:
+    tuned.change()
+    towers = [m for m in (tuned.vision, tuned.text)]
+    names = [list(tower.state_dict()) for tower in towers]
+    tuned.model.detach()
+    assert [list(tower.state_dict()) for tower in towers] == names
+    assert all(parameter.requires_grad for parameter in tuned.group())
+
+
+def test_a_copy_is_its_own(tuned: Tuned) -> None:
+    tuned.change()
+    tuned.model.eval()
+    twin = copy.deepcopy(tuned.model)
+    assert same(twin.encode(*tuned.inputs()), tuned.model.encode(*tuned.inputs()))
+    with torch.no_grad():
+        for parameter in tuned.group():
+            parameter.add_(1)
+    assert not same(twin.encode(*tuned.inputs()), tuned.model.encode(*tuned.inputs()))
+    twin.detach()
+
+
+def test_half_towers_keep_what_is_trained_in_float32() -> None:
+    tuned = Tuned("LoRA in transformers' CLIP", first="peft")
+    tuned.change()
+    kept = [parameter.clone() for parameter in tuned.group()]
+    tuned.model.bfloat16()
+    assert all(torch.equal(a, b) for a, b in zip(kept, tuned.group(), strict=True))
+    assert next(tuned.vision.parameters()).dtype == torch.bfloat16
+
+
+def test_it_goes_with_tower_tensors_of_the_adapter(tmp_path: Path) -> None:
+    vision, text = hf_vision(), hf_text()
+    plain = copy.deepcopy((vision, text))
+    peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"], bias="none"))
+    encoder = attach_bridgers(vision, text, 2, SMALL, trainable=["positions", "vision.*.bias"])
+    model = BridgedModel(encoder, {}).eval()
+    assert not [name for name in encoder.tower_tensors if "lora" in name]
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.add_(0.05)
+    model.save_pretrained(tmp_path)
+    again = BridgedModel.from_pretrained(tmp_path, *plain)
+    assert same(again.encode(images(2), ids(2)), model.encode(images(2), ids(2)))
+
+
+def test_two_active_adapters(tmp_path: Path) -> None:
+    vision, text = hf_vision(), hf_text()
+    plain = copy.deepcopy((vision, text))
+    wrapped = peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"]), "one")
+    wrapped.add_adapter("two", peft.LoraConfig(target_modules=["fc1", "fc2"], r=2))
+    wrapped.add_adapter("idle", peft.LoraConfig(target_modules=["fc2"]))
+    wrapped.base_model.set_adapter(["one", "two"])
+    model = BridgedModel(attach_bridgers(wrapped, text, 2, SMALL), {}).eval()
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.add_(0.05)
+    model.save_pretrained(tmp_path)
+    again = BridgedModel.from_pretrained(tmp_path, *plain)
+    assert same(again.encode(images(2), ids(2)), model.encode(images(2), ids(2)))
+    assert not any("idle" in name for name, _ in plain[0].named_modules())
+
+
+def test_training_goes_on_after_loading(tmp_path: Path) -> None:
+    tuned = Tuned("LoRA in transformers' CLIP", first="peft")
+    tuned.model.save_pretrained(tmp_path)
+    again = BridgedModel.from_pretrained(tmp_path, *tuned.plain).train()
+    optimizer = torch.optim.SGD(again.trainable_parameters(), lr=0.1)
+    labels = torch.ones(2, 32, 32)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = again(*tuned.inputs(), labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("first", ["peft", "bridgers"])
+def test_lora_that_would_do_nothing(first: str) -> None:
+    clip = open_clip_vit()
+    config = peft.LoraConfig(target_modules=["out_proj"])
+    if first == "peft":
+        peft.get_peft_model(clip.visual, config)
+        with pytest.raises(ValueError, match=r"would do nothing.*target_modules=\['attn'\]"):
+            attach_bridgers(clip.visual, clip, 2, SMALL)
+        return
+    model = BridgedModel(attach_bridgers(clip.visual, clip, 2, SMALL), {})
+    peft.get_peft_model(clip.visual, config)
+    with pytest.raises(ValueError, match="would do nothing"):
+        model.trainable_parameters()
+
+
+def test_layers_made_through_a_model_around_the_tower() -> None:
+    clip = open_clip_vit()
+    peft.get_peft_model(clip, peft.LoraConfig(target_modules=["c_fc"]))
+    with pytest.raises(ValueError, match="made through a model around it.*apply peft to the tower"):
+        attach_bridgers(clip.visual, hf_text(), 2, SMALL)
+    attach_bridgers(clip.visual, clip, 2, SMALL)  # the model around both is at hand
+
+
+def test_an_initialisation_that_changes_the_tower() -> None:
+    vision = hf_vision()
+    peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"], init_lora_weights="pissa"))
+    with pytest.raises(ValueError, match="'pissa' changes the vision tower's own weights"):
+        attach_bridgers(vision, hf_text(), 2, SMALL)
+
+
+def test_loading_into_a_tower_that_holds_peft(tmp_path: Path) -> None:
+    tuned = Tuned("LoRA in transformers' CLIP", first="peft")
+    tuned.model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="vision tower holds layers of peft"):
+        BridgedModel.from_pretrained(tmp_path, tuned.vision, tuned.text)
+
+
+def test_a_failed_loading_leaves_the_towers_alone(tmp_path: Path) -> None:
+    tuned = Tuned("LoRA in transformers' CLIP", first="peft")
+    tuned.model.save_pretrained(tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "bridger.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if name.startswith("peft"))]
+    save_file(tensors, path, metadata)
+    before = [trace(tower) for tower in tuned.plain]
+    with pytest.raises(ValueError, match="missing: peft"):
+        BridgedModel.from_pretrained(tmp_path, *tuned.plain)
+    assert [trace(tower) for tower in tuned.plain] == before
+
+
+def test_prompts_are_refused_with_the_reason() -> None:
+    config = peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
+    wrapped = peft.get_peft_model(bert(), config)
+    with pytest.raises(TypeError, match="PROMPT_TUNING, which puts virtual tokens"):
+        attach_bridgers(hf_vision(), wrapped, 2, SMALL)
+
+
+def test_an_attention_pool_with_peft_is_read_with_it() -> None:
+    """Each cell of the dense map is what the pool makes of a picture of that patch alone."""
+    from bridger.towers.dense import value_path
+
+    torch.manual_seed(0)
+    for batch_first in (True, False):
+        pool = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2, batch_first=batch_first)})
+        wrapped = peft.get_peft_model(pool, peft.LoraConfig(target_modules=["attn"], r=4))
+        with torch.no_grad():
+            for parameter in wrapped.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+        tokens = torch.randn(2, 5, 16)
+        read = value_path(pool["attn"], tokens)
+        wrapped.merge_and_unload()
+        torch.testing.assert_close(read, value_path(pool["attn"], tokens), atol=1e-5, rtol=1e-5)
