@@ -16,6 +16,7 @@ from bridger.freezing import Flags, flags_before, hold, release
 from bridger.half_towers import HalfTowers
 from bridger.lockstep import StageHooks, run_lockstep
 from bridger.stages import Stages, resolve_stages
+from bridger.summary import stage_table
 from bridger.tap import Tap, taking
 from bridger.tower_peft import Parameters, find_peft, merge_peft, take_out_peft, tuned_modules
 from bridger.tower_tensors import TowerTensors
@@ -271,6 +272,10 @@ class BridgedEncoder(HalfTowers):
     def frozen_towers(self) -> nn.Module:
         """Return what is never trained."""
         return self.towers
+
+    def summary(self, image_size: tuple[int, int] | None = None) -> str:
+        """Return where the towers meet, as a table; see `bridger.summary.stage_table`."""
+        return stage_table(self, image_size)
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Return what the adapter saves: all but the towers, and peft's layers in them."""

@@ -17,6 +17,7 @@ from bridger.half_towers import HalfTowers
 from bridger.heads import Head
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
+from bridger.summary import count
 from bridger.tower_peft import find_peft, tuned_parameters
 from bridger.towers import TextTower, VisionTower
 
@@ -168,13 +169,24 @@ class BridgedModel(HalfTowers):
 
     def print_trainable_parameters(self) -> None:
         """Print how much is trained, part by part, against the frozen towers."""
+        print(self._trainable_parameters())
+
+    def summary(self, image_size: tuple[int, int] | None = None) -> str:
+        """Return the stages as a table, the heads, and what is trained against the towers.
+
+        Args:
+            image_size: (H, W) of the pictures in pixels; see `bridger.summary.stage_table`.
+        """
+        heads = [f"head {name}: {head.name}, {count(head):,}" for name, head in self.heads.items()]
+        return "\n".join([self.encoder.summary(image_size), *heads, self._trainable_parameters()])
+
+    def _trainable_parameters(self) -> str:
         groups = self.parameter_groups()
         counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
         trained = sum(counts.values())
-        towers = sum(p.numel() for p in self.encoder.towers.parameters())
-        frozen = towers - counts.get("peft", 0)
-        parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        print(
+        frozen = count(self.encoder.towers) - counts.get("peft", 0)
+        parts = ", ".join(f"{name} {number:,}" for name, number in counts.items())
+        return (
             f"trainable parameters: {trained:,} ({parts}) || "
             f"frozen towers: {frozen:,} || trainable: {100 * trained / (trained + frozen):.2f} %"
         )

@@ -148,6 +148,22 @@ def test_inspect_adds_up_the_parts(run: Run, adapter: Path, tmp_path: Path) -> N
     assert inside <= found["bytes"] < inside + 200_000
 
 
+def test_inspect_says_where_two_towers_would_meet(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("inspect", "tiny", "tiny", "--json", tmp_path / "a.json")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 5 and lines[0].split()[:3] == ["stage", "vision", "block"]
+    assert lines[3].split()[:2] == ["2", "layer4"] and "4 x 4" in lines[3]
+    assert json.loads((tmp_path / "a.json").read_text())["stages"] == [[1, 0], [2, 1], [3, 2]]
+    code, out, _ = run("inspect", "timm:resnet10t", "tiny", "--stages", "1", "--size", "96")
+    assert code == 0 and "layer4 (4 of 4)" in out and "3 x 3" in out
+    code, out, _ = run("inspect", "torchvision:resnet18", "tiny", "--stages", "1")
+    assert code == 0 and "layer4 (4 of 4)" in out
+    code, _, err = run("inspect", "timm", "tiny")
+    assert code == 1 and "known are tiny" in err
+    code, _, err = run("inspect", "a", "b", "c")
+    assert code == 1 and "expected an adapter, or a vision and a text tower" in err
+
+
 def test_predict_writes_masks_of_the_pictures_size(
     run: Run, adapter: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -93,6 +93,22 @@ def test_print_trainable_parameters_counts(capsys: pytest.CaptureFixture[str]) -
     assert f"{count:,}" in line and "frozen towers" in line and "%" in line
 
 
+def test_the_summary_has_a_line_for_every_stage() -> None:
+    for share in (False, True):
+        vision, text = PAIRS["open_clip_vit"]()
+        config = SMALL.replace(share=share)
+        encoder = attach_bridgers(vision, text, 2, config)
+        model = encoder.with_head(ReferringSegmentationHead, width=64)
+        lines = model.summary((64, 32)).splitlines()
+        assert len(lines) == 5 and "8 x 4" in lines[1] and "8 x 4" in lines[2]
+        assert encoder.bridgers is not None
+        bridger = sum(p.numel() for p in encoder.bridgers.stages[-1].parameters())
+        assert lines[2].endswith(f"{bridger:,}") and lines[3].startswith("head head: referring")
+        assert "4 x 4" in model.summary()  # what the tower was built for
+    plain = attach_bridgers(*PAIRS["open_clip_vit"](), 2, None).summary()
+    assert plain.splitlines()[1].endswith("none")
+
+
 def test_an_adapter_for_other_towers_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
     make("open_clip_vit").save_pretrained(tmp_path)
     vision, text = PAIRS["hf_clip_plain"]()

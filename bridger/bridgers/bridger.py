@@ -216,13 +216,16 @@ class BridgerStack(nn.Module):
         Raises:
             ValueError: there is no such stage, or shapes do not fit.
         """
-        if not 0 <= stage < self.num_stages:
-            raise ValueError(f"expected a stage from 0 to {self.num_stages - 1}, found {stage}")
-        bridger = self.stages[0 if self.config.share else stage]
-        result: tuple[Tensor, Tensor, Carry] = bridger(
+        result: tuple[Tensor, Tensor, Carry] = self.at(stage)(
             vision, tokens, token_mask, carry, image_size
         )
         return result
+
+    def at(self, stage: int) -> nn.Module:
+        """Return the Bridger of a 0-based stage; ValueError where there is no such stage."""
+        if not 0 <= stage < self.num_stages:
+            raise ValueError(f"expected a stage from 0 to {self.num_stages - 1}, found {stage}")
+        return self.stages[0 if self.config.share else stage]
 
 
 def _check_stages(stages: dict[str, list[int]], share: bool) -> None:

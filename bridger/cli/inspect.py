@@ -8,32 +8,71 @@ from typing import Any
 
 from bridger.cli.base import megabytes, say, towers_of
 
-HELP = "say what an adapter is, which towers it is for, and how large its parts are"
+HELP = "say what an adapter is and how large its parts are, or where two towers would meet"
 EXAMPLES = """\
   bridger inspect my-adapter
   bridger inspect my-adapter --json adapter.json
+  bridger inspect timm:convnext_base transformers:roberta-base --stages 3
+  bridger inspect open_clip:ViT-B-16 open_clip:ViT-B-16 --size 416
 """
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="an adapter's folder")
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="ADAPTER | VISION TEXT",
+        help="an adapter's folder, or two towers",
+    )
+    parser.add_argument("--stages", type=int, default=3, metavar="K", help="default: 3")
+    parser.add_argument(
+        "--bridgers", default="paper", metavar="PRESET", help="their preset (default: paper)"
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the pictures (default: the tower's)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Read the adapter's folder; towers are not needed."""
+    """Look at an adapter's folder, or at two towers.
+
+    Raises:
+        ValueError: neither one name nor two.
+    """
+    if len(args.what) == 1:
+        return _adapter(Path(args.what[0]))
+    if len(args.what) == 2:
+        return _towers(",".join(args.what), args)
+    raise ValueError(f"expected an adapter, or a vision and a text tower, got {args.what}")
+
+
+def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    from bridger.encoder import attach_bridgers
+    from bridger.model import BridgedModel
+    from bridger.training.pairs import load_towers
+
+    vision, text, _ = load_towers(name)
+    encoder = attach_bridgers(vision, text, args.stages, args.bridgers)
+    say(BridgedModel(encoder, {}).summary(args.size and (args.size, args.size)))
+    towers = {"vision": encoder.vision.describe(), "text": encoder.text.describe()}
+    return {"towers": towers, "stages": encoder.stages}
+
+
+def _adapter(adapter: Path) -> dict[str, Any]:
+    """Read an adapter's folder; towers are not needed."""
     from bridger.checkpoint import WEIGHTS_FILE, read
 
-    if not args.adapter.is_dir():
-        raise FileNotFoundError(f"there is no adapter folder {args.adapter}")
-    config, tensors = read(args.adapter)
+    if not adapter.is_dir():
+        raise FileNotFoundError(f"there is no adapter folder {adapter}")
+    config, tensors = read(adapter)
     parts: dict[str, dict[str, int]] = {}
     for name, tensor in tensors.items():
         part = parts.setdefault(part_of(name), {"numbers": 0, "bytes": 0})
         part["numbers"] += tensor.numel()
         part["bytes"] += tensor.numel() * tensor.element_size()
-    size = (args.adapter / WEIGHTS_FILE).stat().st_size
-    say(f"{args.adapter}: adapter of bridger {config['bridger_version']}, {megabytes(size)}")
+    size = (adapter / WEIGHTS_FILE).stat().st_size
+    say(f"{adapter}: adapter of bridger {config['bridger_version']}, {megabytes(size)}")
     for side, tower in config["towers"].items():
         named = f" {tower['name']}" if tower.get("name") else ""
         widths = _short(tower["widths"])
@@ -44,13 +83,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     encoder = config["encoder"]
     say(f"  stages (vision block, text block): {', '.join(map(str, encoder['stages']))}")
     say(f"  Bridgers: {_options(encoder['bridgers'])}")
+    for tuned in encoder.get("peft", []):
+        say(f"  peft in the {tuned['side']} tower: {tuned['config']['peft_type']}")
     if encoder["trainable"]:
         say(f"  trained tower tensors: {', '.join(encoder['trainable'])}")
     for name, head in config["heads"].items():
         say(f"  head {name}: {head['type']} ({_options(head['config'])})")
     for name, part in parts.items():
         say(f"  {name:<16}{part['numbers']:>12,} numbers  {megabytes(part['bytes']):>10}")
-    towers = towers_of(args.adapter, None)
+    towers = towers_of(adapter, None)
     return {"config": config, "parts": parts, "bytes": size, "load_towers": towers}
 
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 KNOWN = (
     "tiny (the embedded pair), open_clip:MODEL[:PRETRAINED][@SIZE] such as "
     "open_clip:ViT-B-16-quickgelu:openai@416, transformers:MODEL such as "
-    "transformers:openai/clip-vit-base-patch16, or etris:FILE (a released ETRIS checkpoint)"
+    "transformers:openai/clip-vit-base-patch16, etris:FILE (a released ETRIS checkpoint), "
+    "timm:MODEL[:PRETRAINED] and torchvision:MODEL[:WEIGHTS] for vision alone, and any two of "
+    "these as VISION,TEXT"
 )
 
 
@@ -21,8 +23,10 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
 
     Args:
         name: "tiny", the embedded pair; "open_clip:MODEL[:PRETRAINED][@SIZE]", with SIZE the
-            side of the pictures in pixels; "transformers:MODEL"; or "etris:FILE", the towers in
-            a released ETRIS checkpoint.
+            side of the pictures in pixels; "transformers:MODEL"; "etris:FILE", the towers in a
+            released ETRIS checkpoint; or "VISION,TEXT", one of each, where the vision tower
+            may be "timm:MODEL[:PRETRAINED]" or "torchvision:MODEL[:WEIGHTS]" too. Without
+            PRETRAINED or WEIGHTS, open_clip's, timm's and torchvision's are random.
 
     Returns:
         The vision tower, the text tower, and the processor where it comes with them.
@@ -30,6 +34,11 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
     Raises:
         ValueError: the name has another form.
     """
+    if "," in name:
+        vision, text = name.split(",", 1)
+        if vision == text:
+            return load_towers(text)
+        return _vision(vision), load_towers(text)[1], None
     library, _, model = name.partition(":")
     if name == "tiny":
         from bridger.tiny_clip import load_tiny_clip
@@ -45,6 +54,22 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
     if library == "etris" and model:
         return _from_etris(model)
     raise ValueError(f"towers {name!r} are unknown; known are {KNOWN}")
+
+
+def _vision(name: str) -> nn.Module:
+    library, _, model = name.partition(":")
+    model, _, pretrained = model.partition(":")
+    if library == "timm" and model:
+        import timm
+
+        tagged = f"{model}.{pretrained}" if pretrained else model
+        tower: nn.Module = timm.create_model(tagged, pretrained=bool(pretrained), num_classes=0)
+        return tower
+    if library == "torchvision" and model:
+        import torchvision
+
+        return torchvision.models.get_model(model, weights=pretrained or None)  # type: ignore[no-any-return]
+    return load_towers(name)[0]
 
 
 def _from_open_clip(model: str) -> tuple[nn.Module, nn.Module, Processor | None]:

@@ -1,0 +1,56 @@
+"""Where two towers meet, as a table to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from bridger.encoder import BridgedEncoder
+
+TITLES = ("stage", "vision block", "width", "stride", "map", "text block", "width", "Bridger")
+
+
+def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = None) -> str:
+    """Return one line per stage: blocks, widths, stride, map, and the Bridger's parameters.
+
+    Args:
+        encoder: the bridged towers; nothing is run.
+        image_size: (H, W) of the pictures in pixels, which gives the maps' sizes; by default what
+            the vision tower was built for, and no sizes where it was built for any.
+    """
+    rows = [TITLES]
+    for stage, (v, t) in enumerate(encoder.stages):
+        seen, read = encoder.vision.blocks[v], encoder.text.blocks[t]
+        bridger = None if encoder.bridgers is None else encoder.bridgers.at(stage)
+        rows.append(
+            (
+                str(stage),
+                f"{seen.name} ({v + 1} of {len(encoder.vision.blocks)})",
+                str(seen.width),
+                str(seen.stride),
+                _map(encoder, v, image_size or encoder.vision.image_size),
+                f"{read.name} ({t + 1} of {len(encoder.text.blocks)})",
+                str(read.width),
+                "none" if bridger is None else f"{count(bridger):,}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def count(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _map(encoder: BridgedEncoder, block: int, size: tuple[int, int] | None) -> str:
+    stride, last = encoder.vision.blocks[block].stride, encoder.vision.blocks[-1].stride
+    if size is None or stride is None:
+        return ""
+    # Families round in their own ways, and say so for the last map alone.
+    height, width = (
+        encoder.vision.map_grid(size) if stride == last else [side // stride for side in size]
+    )
+    return f"{height} x {width}"
