@@ -1,0 +1,108 @@
+"""Towers in other number and memory formats, and with other kernels, than those they came in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers_conformance import SMALL, changed, features, replayed
+from helpers_towers import PAIRS, hf_text, hf_vision, ids, images, open_clip_vit
+from torch import Tensor, nn
+
+from bridger import attach_bridgers
+
+
+def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert (a.float() - b).norm() < tolerance * b.norm()
+
+
+def small(name: str, **options: Any) -> nn.Module:
+    import transformers
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = getattr(transformers, f"{name}Config")(**size, intermediate_size=32, **options)
+    model: nn.Module = getattr(transformers, f"{name}Model")(config)
+    return model
+
+
+VISION = {"image_size": 32, "patch_size": 8}
+TEXT = {"vocab_size": 64, "max_position_embeddings": 40}
+
+
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        ("CLIPVision", "CLIPText"),
+        ("Dinov2", "Bert"),
+        ("SiglipVision", "Roberta"),
+        ("ViT", "ModernBert"),
+    ],
+)
+def test_attention_by_sdpa_and_eager_agree(vision: str, text: str) -> None:
+    outputs = []
+    for kernel in ("eager", "sdpa"):
+        words = {**TEXT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 63}
+        if text == "ModernBert":
+            words |= {"cls_token_id": 1, "sep_token_id": 2}
+        towers = small(vision, **VISION), small(text, **words)
+        for tower in towers:
+            tower.set_attn_implementation(kernel)  # type: ignore[operator]
+            assert tower.config._attn_implementation == kernel  # type: ignore[union-attr]
+        bridged = changed(attach_bridgers(*towers, 2, SMALL)).eval().double()
+        out = features(bridged(images(2).double(), ids(2)))
+        sum(tensor.square().sum() for tensor in out).backward()
+        assert bridged.bridgers is not None
+        outputs.append([*out, *(p.grad for p in bridged.bridgers.parameters())])
+    for a, b in zip(*outputs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)  # eager takes softmax in float32
+
+
+@pytest.mark.parametrize("pair", sorted(PAIRS))
+def test_channels_last(pair: str) -> None:
+    vision, text = PAIRS[pair]()
+    pixels = images(2, 64 if "resnet" in pair else 32)
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
+    with torch.no_grad():
+        expected = features(bridged(pixels, ids(2)))
+        bridged.to(memory_format=torch.channels_last)
+        found = features(bridged(pixels.to(memory_format=torch.channels_last), ids(2)))
+    close(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize("pair", ["hf_clip_projection", "open_clip_vit", "open_clip_resnet"])
+def test_float16(pair: str) -> None:
+    vision, text = PAIRS[pair]()
+    pixels = images(2, 64 if "resnet" in pair else 32)
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
+    with torch.no_grad():
+        exact = features(bridged(pixels, ids(2)))
+    with torch.autocast("cpu", torch.float16):
+        out = features(bridged(pixels, ids(2)))
+        sum(tensor.float().square().sum() for tensor in out).backward()
+    close(out, exact, 0.02)
+    assert bridged.bridgers is not None
+    assert all(torch.isfinite(p.grad).all() for p in bridged.bridgers.parameters())
+    with torch.no_grad():
+        close(features(bridged.half()(pixels, ids(2))), exact, 0.02)
+
+
+def test_eight_bit_weights_of_torchao() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    clip = open_clip_vit()
+    for vision, text in ((hf_vision(), hf_text()), (clip.visual, clip)):
+        for tower in [text] if text is clip else [vision, text]:
+            torchao.quantize_(tower, torchao.Int8WeightOnlyConfig())
+        kinds = {type(parameter.data).__name__ for parameter in vision.parameters()}
+        assert any("Tensor" != kind for kind in kinds), kinds
+        bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
+        out = bridged(images(2), ids(2))
+        with torch.no_grad():
+            again = replayed(bridged, images(2), ids(2))
+        close(features(out), again, 1e-5)
+        sum(tensor.square().sum() for tensor in features(out)).backward()
+        assert bridged.bridgers is not None
+        assert all(p.grad is not None for p in bridged.bridgers.parameters())
+        bridged.detach()
