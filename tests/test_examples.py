@@ -40,3 +40,10 @@ def test_the_training_loop_saves_an_adapter_that_segments_a_picture(tmp_path: Pa
 @pytest.mark.parametrize("name", ["quickstart.py", "own_image.py"])
 def test_the_first_examples_are_short(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) < 60
+
+
+@pytest.mark.slow
+def test_a_pair_that_nothing_ever_aligned_trains(tmp_path: Path) -> None:
+    printed = run("mdetr_pair.py", "--steps", "1", "--size", "64", folder=tmp_path)
+    assert "layer4 (4 of 4)" in printed and "encoder.layer.11 (12 of 12)" in printed
+    assert "step 1: loss" in printed
