@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bridger.bridgers import BridgerConfig, BridgerStack
 from bridger.bridging import Bridging
+from bridger.compiling import blocks_holding, compiled
 from bridger.expressions import as_released, check_word_length, flatten_expressions
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import Flags, flags_before, hold, release
@@ -109,6 +110,7 @@ class BridgedEncoder(HalfTowers):
         self.trainable = tuple(trainable)
         self.word_length = check_word_length(word_length, text.max_length)
         self._enabled = True
+        self._runners: tuple[VisionTower, TextTower] = (vision, text)
         self.before_peft: Parameters = {}  # set where loading put layers of peft into the towers
         self.dense = vision.dense_projection(connect=connect)
         self.bridgers = None if config is None else self._make_bridgers(config)
@@ -224,11 +226,12 @@ class BridgedEncoder(HalfTowers):
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         tensors = self.tower_tensors.by_tower() if self._enabled else {"vision": {}, "text": {}}
         bridge = Bridging(self, token_mask, image_size, expressions)
+        vision, text = self._runners
         vision_tap, text_tap = self._taps
         with taking(vision_tap, text_tap) as taken:
             vision_result, text_result = run_lockstep(
-                (self._hooks[0], lambda: self.vision.call(pixel_values, tensors["vision"])),
-                (self._hooks[1], lambda: self.text.call(ids, token_mask, tensors["text"])),
+                (self._hooks[0], lambda: vision.call(pixel_values, tensors["vision"])),
+                (self._hooks[1], lambda: text.call(ids, token_mask, tensors["text"])),
                 bridge,
             )
         last = (len(self.vision.blocks) - 1, len(self.text.blocks) - 1)
@@ -245,6 +248,29 @@ class BridgedEncoder(HalfTowers):
             image_size=image_size,
             num_expressions=expressions,
         )
+
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks of both towers and the Bridgers, each by itself.
+
+        Bridged runs alone are compiled; the towers called on their own run as before. Copies and
+        what is loaded from a folder are not compiled.
+
+        Args:
+            **options: of `torch.compile`, such as `mode="max-autotune"`.
+
+        Raises:
+            ValueError: the adapter trains tensors inside blocks, which compiled blocks do not see.
+        """
+        for side, tower in (("vision", self.vision), ("text", self.text)):
+            inside = blocks_holding(tower, self.tower_tensors.by_tower()[side])
+            if inside:
+                raise ValueError(
+                    f"compiled blocks would run without the adapter's own {side} {inside[0]!r}: "
+                    f"compile encoders whose trainable= names no tensor inside a block"
+                )
+        self._runners = (compiled(self.vision, options), compiled(self.text, options))
+        for bridger in self.bridgers.stages if self.bridgers else ():
+            bridger.compile(**options)
 
     @contextmanager
     def disable(self) -> Iterator[None]:
@@ -319,6 +345,7 @@ class BridgedEncoder(HalfTowers):
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps")}
+        state["_runners"] = (self.vision, self.text)
         if self._attached:
             state["_before"] = flags_before(self._frozen)
         return state

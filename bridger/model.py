@@ -138,6 +138,12 @@ class BridgedModel(HalfTowers):
         """Remove every trace of the adapter from the towers."""
         self.encoder.detach()
 
+    def compile(self, **options: Any) -> None:
+        """Compile towers' blocks, Bridgers and heads; see `BridgedEncoder.compile`."""
+        self.encoder.compile(**options)
+        for head in self.heads.values():
+            head.compile(**options)
+
     def merge_peft(self) -> None:
         """Merge peft's layers into the towers for good; see `BridgedEncoder.merge_peft`."""
         self.encoder.merge_peft()

@@ -197,17 +197,17 @@ class ReferringSegmentationHead(Head):
         return logits
 
     def _check(self, features: BridgedFeatures) -> None:
-        found = EncoderSpec(
-            map_widths=tuple(features_i.shape[1] for features_i in features.maps),
-            map_strides=self.spec.map_strides,
-            token_width=features.tokens.shape[-1],
-            sentence_width=features.sentence.shape[-1],
-            joint=self.spec.joint,
+        spec = self.spec
+        expected = (*spec.map_widths, spec.token_width, spec.sentence_width)
+        found = (
+            *(features_i.shape[1] for features_i in features.maps),
+            features.tokens.shape[-1],
+            features.sentence.shape[-1],
         )
-        if found != self.spec:
+        if found != expected:
             raise ValueError(
-                f"this head was built for {self.spec}, but got features of {found}: "
-                f"build it from the spec of the encoder that made them"
+                f"this head was built for maps, tokens and a sentence of {expected} channels, but "
+                f"got {found}: build it from the spec of the encoder that made them"
             )
 
 
