@@ -1,4 +1,4 @@
-"""What an encoder does while both towers are paused at a stage."""
+"""What stands between the towers: the Bridgers, and what happens while both are paused."""
 
 from __future__ import annotations
 
@@ -6,8 +6,35 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from bridger.bridgers import BridgerConfig, BridgerStack
+from bridger.towers import TextTower, VisionTower
+
 if TYPE_CHECKING:
     from bridger.encoder import BridgedEncoder
+
+
+def make_bridgers(
+    config: BridgerConfig,
+    vision: VisionTower,
+    text: TextTower,
+    stages: tuple[tuple[int, int], ...],
+) -> BridgerStack:
+    """Return Bridgers that fit the towers' blocks, on the vision tower's device."""
+    blocks = [vision.blocks[v] for v, _ in stages]
+    bridgers = BridgerStack(
+        config,
+        vision_widths=[block.width for block in blocks],
+        vision_strides=[stride_of(block.stride) for block in blocks],
+        text_widths=[text.blocks[t].width for _, t in stages],
+    )
+    return bridgers.to(next(vision.module.parameters()).device)
+
+
+def stride_of(stride: int | None) -> int:
+    """Return a vision block's stride; TypeError where a family has not declared it."""
+    if stride is None:
+        raise TypeError("a vision tower's blocks must declare their stride in pixels")
+    return stride
 
 
 class Bridging:

@@ -23,7 +23,7 @@ from bridger.bridgers import BridgerConfig
 from bridger.encoder import attach_bridgers
 from bridger.heads import get_head
 from bridger.processing import Processor
-from bridger.tower_peft import describe_peft, find_peft, inject_peft, take_out_peft
+from bridger.tower_peft import describe_peft, inject_peft, take_out_peft
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 from bridger.towers.base import Tower
 from bridger.towers.registry import tower_as_saved
@@ -83,7 +83,7 @@ def describe(model: BridgedModel) -> dict[str, Any]:
             "trainable": list(encoder.trainable),
             "connect": encoder.connect,
             "word_length": encoder.word_length,
-            "peft": describe_peft(find_peft(encoder.towers)),
+            "peft": describe_peft(encoder.peft_parts()),
         },
         "heads": {
             name: {
@@ -137,8 +137,7 @@ def load(
     except BaseException:
         if encoder is not None:
             encoder.detach()
-        if before:
-            take_out_peft(find_peft(modules), before)
+        take_out_peft(before)
         raise
     return model.eval()
 

@@ -1,9 +1,9 @@
-"""torch.compile for the blocks of a tower, for bridged runs alone."""
+"""torch.compile for the blocks of the towers, for bridged runs alone."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -14,32 +14,39 @@ from bridger.towers.views import view_changing
 T = TypeVar("T", bound=Tower)
 
 
-def compiled(tower: T, options: dict[str, Any]) -> T:
-    """Return a twin of a tower whose blocks run compiled; the user's module stays as it is.
+class CompiledBlocks:
+    """The compiled `forward` of every block of a tower.
 
-    Each block's `forward` is compiled by itself, so that the hooks around it, which pause the tower
-    at its stages, run as always.
+    The hooks around a block, which pause the tower at its stages, thus run as always.
 
     Args:
         tower: the tower.
+        owned: names of tensors, below its module, that an adapter trains in its stead.
         options: of `torch.compile`.
+
+    Raises:
+        ValueError: such a tensor lies inside a block, where compiled code would not see it.
     """
-    changes: dict[str, object] = {
-        f"{name}.forward": torch.compile(block.module.forward, **options)
-        for name, block in zip(_block_names(tower), tower.blocks, strict=True)
-    }
-    twin = copy.copy(tower)
-    twin.module = view_changing(tower.module, changes)
-    return twin
 
+    def __init__(self, tower: Tower, owned: Iterable[str], options: dict[str, Any]) -> None:
+        names = {module: name for name, module in tower.module.named_modules()}
+        inside = tuple(f"{names[block.module]}." for block in tower.blocks)
+        for name in owned:
+            if name.startswith(inside):
+                raise ValueError(
+                    f"compiled blocks would run without the adapter's own {name!r}: compile "
+                    "encoders whose trainable= names no tensor inside a block"
+                )
+        self._forwards: dict[str, Callable[..., Any]] = {
+            f"{names[block.module]}.forward": torch.compile(block.module.forward, **options)
+            for block in tower.blocks
+        }
 
-def blocks_holding(tower: Tower, names: Iterable[str]) -> list[str]:
-    """Return those of some tensors, named below the tower's module, that lie inside its blocks."""
-    blocks = tuple(f"{name}." for name in _block_names(tower))
-    return [name for name in names if name.startswith(blocks)]
+    def of(self, tower: T) -> T:
+        """Return a twin of the tower that runs compiled; the user's module stays as it is.
 
-
-def _block_names(tower: Tower) -> list[str]:
-    """Return the blocks' names below the tower's own module, which the user's may wrap."""
-    names = {module: name for name, module in tower.module.named_modules()}
-    return [names[block.module] for block in tower.blocks]
+        It is made for one run, so that it shares what the module holds at that time.
+        """
+        twin = copy.copy(tower)
+        twin.module = view_changing(tower.module, self._forwards)
+        return twin

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from bridger.bridgers import BridgerConfig, BridgerStack
-from bridger.bridging import Bridging
-from bridger.compiling import blocks_holding, compiled
+from bridger.bridgers import BridgerConfig
+from bridger.bridging import Bridging, make_bridgers, stride_of
+from bridger.compiling import CompiledBlocks
 from bridger.expressions import as_released, check_word_length, flatten_expressions
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import Flags, flags_before, hold, release
@@ -19,7 +19,14 @@ from bridger.lockstep import StageHooks, run_lockstep
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
 from bridger.tap import Tap, taking
-from bridger.tower_peft import Parameters, find_peft, merge_peft, take_out_peft, tuned_modules
+from bridger.tower_peft import (
+    Parameters,
+    PeftPart,
+    find_peft,
+    merge_peft,
+    take_out_peft,
+    tuned_modules,
+)
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 
@@ -110,29 +117,19 @@ class BridgedEncoder(HalfTowers):
         self.trainable = tuple(trainable)
         self.word_length = check_word_length(word_length, text.max_length)
         self._enabled = True
-        self._runners: tuple[VisionTower, TextTower] = (vision, text)
+        self._compiled: tuple[CompiledBlocks, CompiledBlocks] | None = None
         self.before_peft: Parameters = {}  # set where loading put layers of peft into the towers
         self.dense = vision.dense_projection(connect=connect)
-        self.bridgers = None if config is None else self._make_bridgers(config)
+        self.bridgers = None if config is None else make_bridgers(config, vision, text, self.stages)
         self.tower_tensors = TowerTensors(vision, text, self.trainable)
         # The towers come last, and a part of the other tower is registered with it, once.
         inner = vision.module in set(text.module.modules())
         towers = {"text": text.module} if inner else {"vision": vision.module, "text": text.module}
         self.towers = nn.ModuleDict(towers)
-        find_peft(self.towers)  # raises early
+        self.peft_parts()  # raises early
         tuned = set(tuned_modules(self.towers))
         self._frozen = [module for module in self.towers.modules() if module not in tuned]
         self._attach(before=None)
-
-    def _make_bridgers(self, config: BridgerConfig) -> BridgerStack:
-        vision = [self.vision.blocks[v] for v, _ in self.stages]
-        bridgers = BridgerStack(
-            config,
-            vision_widths=[block.width for block in vision],
-            vision_strides=[_stride(block.stride) for block in vision],
-            text_widths=[self.text.blocks[t].width for _, t in self.stages],
-        )
-        return bridgers.to(next(self.vision.module.parameters()).device)
 
     def _attach(self, before: list[Flags] | None) -> None:
         vision_blocks = [self.vision.blocks[v] for v, _ in self.stages]
@@ -149,8 +146,8 @@ class BridgedEncoder(HalfTowers):
     def detach(self) -> None:
         """Remove hooks from the towers and give them their flags and modes back.
 
-        A second call does nothing. The encoder cannot run afterwards. Layers of peft go if
-        loading the adapter brought them; those that the user put there stay.
+        A second call does nothing. The encoder cannot run afterwards. Where loading the adapter
+        brought layers of peft, the towers are what they were before; a user's own stay.
         """
         if not self._attached:
             return
@@ -161,7 +158,7 @@ class BridgedEncoder(HalfTowers):
             tap.remove()
         release(self._frozen)
         if self.before_peft:
-            take_out_peft(find_peft(self.towers), self.before_peft)
+            take_out_peft(self.before_peft)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -174,7 +171,7 @@ class BridgedEncoder(HalfTowers):
                 *(block.width for block in stages),
                 last.width if self.dense is None else self.dense.width,
             ),
-            map_strides=(*(_stride(block.stride) for block in stages), _stride(last.stride)),
+            map_strides=(*(stride_of(block.stride) for block in stages), stride_of(last.stride)),
             token_width=self.text.token_width,
             sentence_width=self.text.sentence_width,
             joint=joint is not None and joint == self.text.sentence_width,
@@ -226,7 +223,9 @@ class BridgedEncoder(HalfTowers):
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         tensors = self.tower_tensors.by_tower() if self._enabled else {"vision": {}, "text": {}}
         bridge = Bridging(self, token_mask, image_size, expressions)
-        vision, text = self._runners
+        vision, text = self.vision, self.text
+        if self._compiled is not None:
+            vision, text = self._compiled[0].of(vision), self._compiled[1].of(text)
         vision_tap, text_tap = self._taps
         with taking(vision_tap, text_tap) as taken:
             vision_result, text_result = run_lockstep(
@@ -261,14 +260,11 @@ class BridgedEncoder(HalfTowers):
         Raises:
             ValueError: the adapter trains tensors inside blocks, which compiled blocks do not see.
         """
-        for side, tower in (("vision", self.vision), ("text", self.text)):
-            inside = blocks_holding(tower, self.tower_tensors.by_tower()[side])
-            if inside:
-                raise ValueError(
-                    f"compiled blocks would run without the adapter's own {side} {inside[0]!r}: "
-                    f"compile encoders whose trainable= names no tensor inside a block"
-                )
-        self._runners = (compiled(self.vision, options), compiled(self.text, options))
+        owned = self.tower_tensors.by_tower()
+        self._compiled = (
+            CompiledBlocks(self.vision, owned["vision"], options),
+            CompiledBlocks(self.text, owned["text"], options),
+        )
         for bridger in self.bridgers.stages if self.bridgers else ():
             bridger.compile(**options)
 
@@ -307,9 +303,13 @@ class BridgedEncoder(HalfTowers):
         """Return what the adapter saves: all but the towers, and peft's layers in them."""
         owned = self.state_dict().items()
         tensors = {name: tensor for name, tensor in owned if not name.startswith("towers.")}
-        for index, part in enumerate(find_peft(self.towers)):
+        for index, part in enumerate(self.peft_parts()):
             tensors.update({f"peft.{index}.{k}": v for k, v in part.state_dict().items()})
         return tensors
+
+    def peft_parts(self) -> list[PeftPart]:
+        """Return the adapters of peft in the towers; see `bridger.tower_peft.find_peft`."""
+        return find_peft({"vision": self.vision.module, "text": self.text.module})
 
     def merge_peft(self) -> None:
         """Merge peft's layers into the towers for good, so that these run as fast as before.
@@ -320,11 +320,15 @@ class BridgedEncoder(HalfTowers):
         Raises:
             ValueError: there are none, or peft cannot merge them.
         """
-        parts = find_peft(self.towers)
+        parts = self.peft_parts()
         if not parts:
             raise ValueError("the towers hold no layers of peft: there is nothing to merge")
         merge_peft(parts)
         self.before_peft = {}
+        held = set(self._frozen)
+        trained = [module for module in self.towers.modules() if module not in held]
+        hold(trained)  # copies of whole layers that peft has trained
+        self._frozen += trained
 
     def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
         """Put one head on the features; its input widths are read from `spec`."""
@@ -345,7 +349,7 @@ class BridgedEncoder(HalfTowers):
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps")}
-        state["_runners"] = (self.vision, self.text)
+        state["_compiled"] = None
         if self._attached:
             state["_before"] = flags_before(self._frozen)
         return state
@@ -355,9 +359,3 @@ class BridgedEncoder(HalfTowers):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._attached:
             self._attach(before)
-
-
-def _stride(stride: int | None) -> int:
-    if stride is None:
-        raise TypeError("a vision tower's blocks must declare their stride in pixels")
-    return stride

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from bridger.tower_peft import tuned_parameters
+from bridger.tower_peft import cast_towers
 
 T = TypeVar("T", bound="HalfTowers")
 
@@ -31,9 +31,5 @@ class HalfTowers(nn.Module):
     def _cast(self: T, dtype: torch.dtype, adapters: bool) -> T:
         if adapters:
             return self.to(dtype)
-        towers = self.frozen_towers()
-        tuned = {parameter: parameter.data for parameter in tuned_parameters(towers)}
-        towers.to(dtype)
-        for parameter, data in tuned.items():
-            parameter.data = data
+        cast_towers(self.frozen_towers(), dtype)
         return self

@@ -18,7 +18,7 @@ from bridger.heads import Head
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
 from bridger.summary import count
-from bridger.tower_peft import find_peft, tuned_parameters
+from bridger.tower_peft import tuned_parameters
 from bridger.towers import TextTower, VisionTower
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class BridgedModel(HalfTowers):
         Set a group's "lr" before handing it to the optimiser to give parts rates of their own.
         """
         encoder = self.encoder
-        find_peft(encoder.towers)  # what would train without effect is refused here
+        encoder.peft_parts()  # what would train without effect is refused here
         parts: dict[str, Iterable[nn.Parameter]] = {
             "bridgers": encoder.bridgers.parameters() if encoder.bridgers else (),
             "tower_tensors": encoder.tower_tensors.parameters(),

@@ -49,8 +49,10 @@ def _map(encoder: BridgedEncoder, block: int, size: tuple[int, int] | None) -> s
     stride, last = encoder.vision.blocks[block].stride, encoder.vision.blocks[-1].stride
     if size is None or stride is None:
         return ""
-    # Families round in their own ways, and say so for the last map alone.
-    height, width = (
-        encoder.vision.map_grid(size) if stride == last else [side // stride for side in size]
-    )
+    if stride == last:
+        height, width = encoder.vision.map_grid(size)
+    elif any(side % stride for side in size):
+        return ""  # families round in their own ways, and say so for the last map alone
+    else:
+        height, width = size[0] // stride, size[1] // stride
     return f"{height} x {width}"

@@ -7,11 +7,12 @@ they are counted, saved, loaded and merged with the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
@@ -34,12 +35,14 @@ class PeftPart:
         path: the module that peft was applied to, below the tower's own module.
         module: that module.
         adapter: the adapter's name in peft.
+        layers: its layers, without those of another config further inside.
     """
 
     side: str
     path: str
     module: nn.Module
     adapter: str
+    layers: frozenset[nn.Module]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -52,7 +55,7 @@ class PeftPart:
         tensors: dict[str, Tensor] = {}
         places = set()
         for path, layer in self.module.named_modules():
-            for name, tensor in layer.state_dict().items() if _is_layer(layer) else ():
+            for name, tensor in layer.state_dict().items() if layer in self.layers else ():
                 parts = name.split(".")
                 place = (tensor.data_ptr(), tensor.shape)
                 if parts[0] in TOWERS_OWN or self.adapter not in parts or place in places:
@@ -63,7 +66,7 @@ class PeftPart:
         return tensors
 
 
-def find_peft(towers: Mapping[str, nn.Module] | nn.ModuleDict) -> list[PeftPart]:
+def find_peft(towers: Mapping[str, nn.Module]) -> list[PeftPart]:
     """Return the active adapters of peft in the towers.
 
     Args:
@@ -73,32 +76,51 @@ def find_peft(towers: Mapping[str, nn.Module] | nn.ModuleDict) -> list[PeftPart]
         ValueError: layers of peft that do nothing where they are, that cannot be saved, or whose
             config is out of reach.
     """
-    parts, covered = [], set()
-    for side, tower in towers.items():
-        for path, module in unwrap(tower).named_modules():
-            if "peft_config" not in vars(module) or is_a(module, "peft", "BaseTuner"):
-                continue
-            layers = [layer for layer in _layers(module) if layer not in covered]
-            covered.update(layers)
-            active = sorted({name for layer in layers for name in _active(layer)})
-            parts += [PeftPart(side, path, module, adapter) for adapter in active]
+    parts: list[PeftPart] = []
+    covered: set[nn.Module] = set()
+    for side, path, module in _places(towers):
+        layers = frozenset(layer for layer in _layers(module) if layer not in covered)
+        covered |= layers
+        active = sorted({name for layer in layers for name in _active(layer)})
+        parts += [PeftPart(side, path, module, adapter, layers) for adapter in active]
     for side, tower in towers.items():
         for name, layer in tower.named_modules():
             if _is_layer(layer) and layer not in covered:
                 raise ValueError(
                     f"the {side} tower holds layers of peft ({name}) that were made through a "
                     f"model around it, whose config cannot be seen from here: apply peft to the "
-                    f"tower itself, as in get_peft_model(clip.visual, config)"
+                    f"encoder itself ({type(unwrap(tower)).__name__} here)"
                 )
         _refuse_inert(side, tower)
     for part in parts:
-        _refuse_changed_base(part)
+        _refuse_config(part)
     return parts
 
 
-def tuned_modules(tower: nn.Module) -> Iterator[nn.Module]:
-    """Return the modules inside peft's layers that are peft's own, not the tower's."""
+def _places(
+    towers: Mapping[str, nn.Module],
+) -> list[tuple[str, str, nn.Module]]:
+    """Return where peft was applied, innermost first: (side, path below that tower, module)."""
+    places: dict[nn.Module, tuple[str, str, nn.Module]] = {}
+    # The smaller tower first: what lies in a vision tower inside a whole CLIP is "vision".
+    for side, tower in sorted(towers.items(), key=lambda item: len(list(item[1].modules()))):
+        for path, module in unwrap(tower).named_modules():
+            if "peft_config" in vars(module) and not is_a(module, "peft", "BaseTuner"):
+                places.setdefault(module, (side, path, module))
+    return sorted(places.values(), key=lambda place: len(list(place[2].modules())))
+
+
+def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Module]:
+    """Return peft's layers and what is peft's own inside them, not the tower's.
+
+    Args:
+        tower: the tower's module, or a module of several.
+        copies: also where peft trains a copy of a whole layer.
+    """
     for layer in _layers(tower):
+        if not copies and is_a(layer, "peft", "AuxiliaryTrainingWrapper"):
+            continue
+        yield layer
         for name, child in layer.named_children():
             if name not in TOWERS_OWN:
                 yield from child.modules()
@@ -108,6 +130,21 @@ def tuned_parameters(tower: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of peft's layers that are to be trained, each once."""
     parameters = [p for m in tuned_modules(tower) for p in m.parameters(recurse=False)]
     return [p for p in dict.fromkeys(parameters) if p.requires_grad]
+
+
+def cast_towers(towers: nn.Module, dtype: torch.dtype) -> None:
+    """Cast towers to another dtype, and leave what is peft's own inside its layers as it is.
+
+    Whole layers that peft trains as copies are cast: nothing casts their inputs.
+    """
+    own = [m for m in tuned_modules(towers, copies=False) if not _is_layer(m)]
+    numbers = [(p, p.data) for module in own for p in module.parameters(recurse=False)]
+    buffers = [(module, dict(module._buffers)) for module in own]
+    towers.to(dtype)
+    for parameter, data in numbers:
+        parameter.data = data
+    for module, kept in buffers:
+        module._buffers.update(kept)
 
 
 def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]]) -> Parameters:
@@ -123,17 +160,28 @@ def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]])
     Raises:
         ValueError: a tower holds layers of peft already, which a second set would mix with.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model
-
-    sides = {entry["side"] for entry in saved}
-    for side in sides:
-        if any(True for _ in _layers(towers[side])):
+    for side, tower in towers.items():
+        if saved and any(True for _ in _layers(tower)):
             raise ValueError(
                 f"the {side} tower holds layers of peft, and the adapter brings its own: "
-                "pass the tower without them"
+                "pass the towers without any"
             )
-    modules = {module for side in sides for module in towers[side].modules()}
-    before = {module: dict(module._parameters) for module in modules}
+    modules = {module for tower in towers.values() for module in tower.modules()}
+    before = {module: dict(module._parameters) for module in modules} if saved else {}
+    try:
+        _inject(towers, saved)
+    except Exception as error:
+        take_out_peft(before)
+        raise ValueError(
+            f"the adapter's layers of peft do not fit these towers ({error}): "
+            "pass them as they were passed when it was made"
+        ) from error
+    return before
+
+
+def _inject(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]]) -> None:
+    from peft import PeftConfig, PeftModel, get_peft_model
+
     wrapped: dict[tuple[str, str], PeftModel] = {}
     adapters: dict[tuple[str, str], list[str]] = {}
     for entry in saved:
@@ -150,7 +198,6 @@ def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]])
         adapters.setdefault(place, []).append(adapter)
     for place, names in adapters.items():
         wrapped[place].base_model.set_adapter(names)
-    return before
 
 
 def describe_peft(parts: list[PeftPart]) -> list[dict[str, Any]]:
@@ -160,16 +207,16 @@ def describe_peft(parts: list[PeftPart]) -> list[dict[str, Any]]:
     ]
 
 
-def take_out_peft(parts: list[PeftPart], before: Parameters) -> None:
+def take_out_peft(before: Parameters) -> None:
     """Undo `inject_peft`, to the same parameters in the same order.
 
     For torch's attention, peft writes new parameters at every forward, rounded anew; the
     towers' own come back.
     """
-    _remove(parts, merge=False)
+    _remove([module for module in before if "peft_config" in vars(module)], merge=False)
     for module, parameters in before.items():
         for name, parameter in parameters.items():
-            now = module._parameters[name]
+            now = module._parameters.get(name)
             if parameter is not None and now is not None:
                 parameter.data = parameter.data.to(now)  # the towers may have moved since
         module._parameters.clear()
@@ -186,11 +233,11 @@ def merge_peft(parts: list[PeftPart]) -> None:
         for layer in _layers(part.module):
             if is_a(layer, "peft", "BaseTunerLayer") and not hasattr(layer, "merge"):
                 raise ValueError(f"peft cannot merge {type(layer).__name__} into the tower")
-    _remove(parts, merge=True)
+    _remove([part.module for part in parts], merge=True)
 
 
-def _remove(parts: list[PeftPart], *, merge: bool) -> None:
-    for module in dict.fromkeys(part.module for part in parts):
+def _remove(modules: Iterable[nn.Module], *, merge: bool) -> None:
+    for module in dict.fromkeys(modules):
         inside: str | None = None
         for name, layer in list(module.named_modules()):
             if _is_layer(layer) and not (inside and name.startswith(inside)):
@@ -243,22 +290,31 @@ def _refuse_inert(side: str, tower: nn.Module) -> None:
     """Attention of torch reads its output projection's weight, and never calls the projection."""
     wrapped = {layer.base_layer for layer in _layers(tower) if hasattr(layer, "base_layer")}
     for name, module in tower.named_modules():
-        if not isinstance(module, nn.MultiheadAttention) or module in wrapped:
+        pool = is_a(module, "open_clip", "AttentionPool2d")
+        if not (pool or isinstance(module, nn.MultiheadAttention)) or module in wrapped:
             continue
-        if _is_layer(module.out_proj):
-            raise ValueError(
-                f"peft's layer at {name}.out_proj of the {side} tower would do nothing: "
-                "torch.nn.MultiheadAttention reads the weight without calling that layer. "
-                f"Target the attention itself: target_modules=[{name.rpartition('.')[2]!r}]"
-            )
+        for child, layer in module.named_children():
+            if _is_layer(layer):
+                instead = "" if pool else f", or target the attention {name!r} itself"
+                raise ValueError(
+                    f"peft's layer at {name}.{child} of the {side} tower would do nothing: "
+                    f"{type(module).__name__} reads the weight without calling that layer. "
+                    f"Leave it out with exclude_modules{instead}"
+                )
 
 
-def _refuse_changed_base(part: PeftPart) -> None:
-    start = part.config.get("init_lora_weights")
+def _refuse_config(part: PeftPart) -> None:
+    config = part.config
+    start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
         raise ValueError(
             f"init_lora_weights={start!r} changes the {part.side} tower's own weights, so the "
             "adapter would not fit the tower that others load: use True or 'gaussian'"
+        )
+    if config.get("bias", "none") != "none":
+        raise ValueError(
+            f"bias={config['bias']!r} trains the {part.side} tower's own biases, which stay "
+            f"frozen here: use bias='none' and attach_bridgers(trainable=['{part.side}.*.bias'])"
         )
 
 

@@ -84,12 +84,34 @@ def test_copies_are_not_compiled() -> None:
         expected = features(model.encode(pixels, ids(2)))
         model.compile(backend="eager")
         twin = copy.deepcopy(model)
-        assert twin.encoder._runners == (twin.encoder.vision, twin.encoder.text)
+        assert twin.encoder._compiled is None
         found = features(twin.encode(pixels, ids(2)))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_tensors_inside_blocks_are_refused() -> None:
     model, _ = model_of("open_clip_vit", trainable=["vision.transformer.resblocks.0.ln_1.*"])
-    with pytest.raises(ValueError, match="without the adapter's own vision 'transformer.resbl"):
+    with pytest.raises(ValueError, match="without the adapter's own 'transformer.resbl"):
         model.compile(backend="eager")
+
+
+def test_a_tower_that_moves_after_compiling() -> None:
+    model, pixels = model_of("open_clip_vit")
+    with torch.no_grad():
+        expected = model(pixels, ids(2)).logits
+        model.compile(backend="eager")
+        found = model.double()(pixels.double(), ids(2)).logits
+    torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_tower_that_changes_its_blocks_says_so() -> None:
+    import transformers
+
+    config = transformers.SwinConfig(image_size=56, patch_size=2, embed_dim=16, depths=[1, 1, 1])
+    config.num_heads = [2, 2, 2]
+    vision = transformers.SwinModel(config)
+    encoder = attach_bridgers(vision, PAIRS["hf_clip_plain"]()[1], 2, SMALL)
+    encoder.compile(backend="eager")
+    with pytest.raises(ValueError, match="is compiled, but this tower's call changes something"):
+        encoder(images(2, 56), ids(2))

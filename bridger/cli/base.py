@@ -83,7 +83,8 @@ def add_towers_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--towers",
         metavar="NAME",
-        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL or etris:FILE "
+        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL, etris:FILE, or "
+        "VISION,TEXT with timm:MODEL and torchvision:MODEL for vision too "
         "(default: what the adapter's recipe says, else tiny)",
     )
 

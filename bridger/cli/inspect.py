@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: neither one name nor two.
     """
     if len(args.what) == 1:
+        if (args.stages, args.bridgers, args.size) != (3, "paper", None):
+            raise ValueError("--stages, --bridgers and --size are for two towers, not an adapter")
         return _adapter(Path(args.what[0]))
     if len(args.what) == 2:
         return _towers(",".join(args.what), args)

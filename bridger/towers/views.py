@@ -111,6 +111,12 @@ def _shallow_copy(module: nn.Module, path: str) -> nn.Module:
         if isinstance(value, types.MethodType) and value.__self__ is module:
             attributes[name] = types.MethodType(value.__func__, view)
         elif name == "forward":
+            if hasattr(value, "_torchdynamo_orig_callable"):
+                raise ValueError(
+                    f"{path.rstrip('.')} ({type(module).__name__}) is compiled, but this tower's "
+                    "call changes something inside its blocks, which compiled code would not see: "
+                    "use this tower without compiling it"
+                )
             raise ValueError(
                 f"{path.rstrip('.') or 'the tower'} ({type(module).__name__}) has a replaced "
                 "`forward`, so its tensors cannot be exchanged for one call. Remove what replaced "

@@ -34,7 +34,7 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
     Raises:
         ValueError: the name has another form.
     """
-    if "," in name:
+    if "," in name and not name.startswith("etris:"):
         vision, text = name.split(",", 1)
         if vision == text:
             return load_towers(text)
@@ -53,6 +53,8 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
         return both, both, None
     if library == "etris" and model:
         return _from_etris(model)
+    if library in ("timm", "torchvision") and model:
+        raise ValueError(f"{name!r} is a vision tower alone: expected VISION,TEXT, or {KNOWN}")
     raise ValueError(f"towers {name!r} are unknown; known are {KNOWN}")
 
 
