@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from bridger.towers.vision import grid_of
+
 if TYPE_CHECKING:
     from bridger.encoder import BridgedEncoder
 
@@ -49,10 +51,7 @@ def _map(encoder: BridgedEncoder, block: int, size: tuple[int, int] | None) -> s
     stride, last = encoder.vision.blocks[block].stride, encoder.vision.blocks[-1].stride
     if size is None or stride is None:
         return ""
-    if stride == last:
-        height, width = encoder.vision.map_grid(size)
-    elif any(side % stride for side in size):
+    if stride != last and any(side % stride for side in size):
         return ""  # families round in their own ways, and say so for the last map alone
-    else:
-        height, width = size[0] // stride, size[1] // stride
+    height, width = encoder.vision.map_grid(size) if stride == last else grid_of(size, stride)
     return f"{height} x {width}"

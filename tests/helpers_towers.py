@@ -166,6 +166,13 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
     "hf_clip_whole": lambda: (lambda clip: (clip, clip))(hf_clip()),
     "mixed": lambda: (open_clip_resnet().visual, hf_text()),
 }
+
+
+def pictures(pair: str, batch: int = 2, seed: int = 0) -> Tensor:
+    """Pictures of a size that the vision tower of one of `PAIRS` takes."""
+    return images(batch, 64 if "resnet" in pair else 32, seed=seed)
+
+
 """Pairs (vision module, text module) as a user would pass them, by name."""
 
 

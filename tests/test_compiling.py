@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_conformance import SMALL, changed, features, trace
-from helpers_towers import PAIRS, ids, images
+from helpers_towers import PAIRS, ids, images, pictures
 from torch import Tensor
 
 from bridger import BridgedModel, attach_bridgers
@@ -31,8 +31,7 @@ def fresh_compiler() -> Iterator[None]:
 def model_of(pair: str, **options: Any) -> tuple[BridgedModel, Tensor]:
     vision, text = PAIRS[pair]()
     encoder = changed(attach_bridgers(vision, text, 2, SMALL, **options))
-    size = 64 if "resnet" in pair or pair == "mixed" else 32
-    return encoder.with_head(ReferringSegmentationHead, **HEAD).eval(), images(2, size)
+    return encoder.with_head(ReferringSegmentationHead, **HEAD).eval(), pictures(pair)
 
 
 def outcome(model: BridgedModel, pixels: Tensor, words: Tensor) -> list[Tensor]:

@@ -10,14 +10,10 @@ import threading
 import pytest
 import torch
 from helpers_conformance import SMALL, changed, features, same, trace
-from helpers_towers import PAIRS, ids, images
+from helpers_towers import PAIRS, ids, images, pictures
 from torch import Tensor
 
 from bridger import BridgedFeatures, attach_bridgers
-
-
-def pictures(pair: str, batch: int, seed: int = 0) -> Tensor:
-    return images(batch, 64 if "resnet" in pair else 32, seed=seed)
 
 
 def close(a: Tensor, b: Tensor) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from helpers_conformance import SMALL, changed, features, replayed
-from helpers_towers import PAIRS, hf_text, hf_vision, ids, images, open_clip_vit
+from helpers_towers import PAIRS, hf_text, hf_vision, ids, images, open_clip_vit, pictures
 from torch import Tensor, nn
 
-from bridger import attach_bridgers
+from bridger import BridgedEncoder, attach_bridgers
 
 
 def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -60,11 +60,14 @@ def test_attention_by_sdpa_and_eager_agree(vision: str, text: str) -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)  # eager takes softmax in float32
 
 
+def bridged_pair(pair: str) -> tuple[BridgedEncoder, Tensor]:
+    """Bridged towers with something to say, and pictures that they take."""
+    return changed(attach_bridgers(*PAIRS[pair](), 2, SMALL)).eval(), pictures(pair)
+
+
 @pytest.mark.parametrize("pair", sorted(PAIRS))
 def test_channels_last(pair: str) -> None:
-    vision, text = PAIRS[pair]()
-    pixels = images(2, 64 if "resnet" in pair else 32)
-    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
+    bridged, pixels = bridged_pair(pair)
     with torch.no_grad():
         expected = features(bridged(pixels, ids(2)))
         bridged.to(memory_format=torch.channels_last)
@@ -74,9 +77,7 @@ def test_channels_last(pair: str) -> None:
 
 @pytest.mark.parametrize("pair", ["hf_clip_projection", "open_clip_vit", "open_clip_resnet"])
 def test_float16(pair: str) -> None:
-    vision, text = PAIRS[pair]()
-    pixels = images(2, 64 if "resnet" in pair else 32)
-    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
+    bridged, pixels = bridged_pair(pair)
     with torch.no_grad():
         exact = features(bridged(pixels, ids(2)))
     with torch.autocast("cpu", torch.float16):

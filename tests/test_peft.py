@@ -105,6 +105,22 @@ CASES: dict[str, tuple[Callable[[], tuple[nn.Module, nn.Module]], str, Callable[
 FAST = ("LoRA in open_clip's attention", "LoRA in transformers' CLIP", "LoRA and a whole layer in")
 
 
+def change(model: BridgedModel) -> None:
+    """Let everything that is trained have learnt something."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def comes_back(model: BridgedModel, folder: Path, vision: nn.Module, text: nn.Module) -> bool:
+    """Whether a changed model is the same bits after saving, on plain towers."""
+    change(model)
+    model.eval().save_pretrained(folder)
+    again = BridgedModel.from_pretrained(folder, vision, text)
+    return same(again.encode(images(2), ids(2)), model.encode(images(2), ids(2)))
+
+
 class Tuned:
     """A pair of towers with peft in one of them, before or after bridging, and its plain twin."""
 
@@ -134,10 +150,7 @@ class Tuned:
         return tuned
 
     def change(self) -> None:
-        generator = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for parameter in self.model.trainable_parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        change(self.model)
 
     def loss(self) -> Tensor:
         loss: Tensor = self.model(*self.inputs(), labels=torch.ones(2, *self.size)).loss
@@ -214,7 +227,7 @@ def test_saved_loaded_detached_and_merged(tuned: Tuned, tmp_path: Path) -> None:
 
 def test_detaching_leaves_what_the_user_put_there(tuned: Tuned) -> None:
     tuned.change()
-    towers = [m for m in (tuned.vision, tuned.text)]
+    towers = (tuned.vision, tuned.text)
     names = [list(tower.state_dict()) for tower in towers]
     tuned.model.detach()
     assert [list(tower.state_dict()) for tower in towers] == names
@@ -251,14 +264,9 @@ def test_it_goes_with_tower_tensors_of_the_adapter(tmp_path: Path) -> None:
     plain = copy.deepcopy((vision, text))
     peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"], bias="none"))
     encoder = attach_bridgers(vision, text, 2, SMALL, trainable=["positions", "vision.*.bias"])
-    model = BridgedModel(encoder, {}).eval()
+    model = BridgedModel(encoder, {})
     assert not [name for name in encoder.tower_tensors if "lora" in name]
-    with torch.no_grad():
-        for parameter in model.trainable_parameters():
-            parameter.add_(0.05)
-    model.save_pretrained(tmp_path)
-    again = BridgedModel.from_pretrained(tmp_path, *plain)
-    assert same(again.encode(images(2), ids(2)), model.encode(images(2), ids(2)))
+    assert comes_back(model, tmp_path, *plain)
 
 
 def test_two_active_adapters(tmp_path: Path) -> None:
@@ -268,13 +276,8 @@ def test_two_active_adapters(tmp_path: Path) -> None:
     wrapped.add_adapter("two", peft.LoraConfig(target_modules=["fc1", "fc2"], r=2))
     wrapped.add_adapter("idle", peft.LoraConfig(target_modules=["fc2"]))
     wrapped.base_model.set_adapter(["one", "two"])
-    model = BridgedModel(attach_bridgers(wrapped, text, 2, SMALL), {}).eval()
-    with torch.no_grad():
-        for parameter in model.trainable_parameters():
-            parameter.add_(0.05)
-    model.save_pretrained(tmp_path)
-    again = BridgedModel.from_pretrained(tmp_path, *plain)
-    assert same(again.encode(images(2), ids(2)), model.encode(images(2), ids(2)))
+    model = BridgedModel(attach_bridgers(wrapped, text, 2, SMALL), {})
+    assert comes_back(model, tmp_path, *plain)
     assert not any("idle" in name for name, _ in plain[0].named_modules())
 
 
@@ -302,13 +305,8 @@ def test_one_config_inside_another(whole_first: bool, tmp_path: Path) -> None:
     around = (clip, peft.LoraConfig(target_modules=r"transformer\..*c_fc"))
     for module, config in (around, inside) if whole_first else (inside, around):
         peft.get_peft_model(module, config)
-    model = BridgedModel(attach_bridgers(clip.visual, clip, 2, SMALL), {}).eval()
-    with torch.no_grad():
-        for parameter in model.trainable_parameters():
-            parameter.add_(0.05)
-    model.save_pretrained(tmp_path)
-    again = BridgedModel.from_pretrained(tmp_path, plain.visual, plain)
-    assert same(again.encode(images(2), ids(2)), model.encode(images(2), ids(2)))
+    model = BridgedModel(attach_bridgers(clip.visual, clip, 2, SMALL), {})
+    assert comes_back(model, tmp_path, plain.visual, plain)
 
 
 def test_towers_of_two_models_get_each_their_own(tmp_path: Path) -> None:
@@ -406,11 +404,10 @@ def test_layers_that_these_towers_do_not_have(tmp_path: Path) -> None:
 def test_a_failed_loading_leaves_the_towers_alone(tmp_path: Path) -> None:
     tuned = Tuned("LoRA in transformers' CLIP", first="peft")
     tuned.model.save_pretrained(tmp_path)
+    from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     path = tmp_path / "bridger.safetensors"
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)

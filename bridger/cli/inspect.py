@@ -22,13 +22,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="+",
-        metavar="ADAPTER | VISION TEXT",
-        help="an adapter's folder, or two towers",
+        metavar="ADAPTER|TOWER",
+        help="an adapter's folder, or a vision and a text tower",
     )
-    parser.add_argument("--stages", type=int, default=3, metavar="K", help="default: 3")
-    parser.add_argument(
-        "--bridgers", default="paper", metavar="PRESET", help="their preset (default: paper)"
-    )
+    parser.add_argument("--stages", type=int, metavar="K", help="default: 3")
+    parser.add_argument("--bridgers", metavar="PRESET", help="their preset (default: paper)")
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="side of the pictures (default: the tower's)"
     )
@@ -41,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: neither one name nor two.
     """
     if len(args.what) == 1:
-        if (args.stages, args.bridgers, args.size) != (3, "paper", None):
+        if any(given is not None for given in (args.stages, args.bridgers, args.size)):
             raise ValueError("--stages, --bridgers and --size are for two towers, not an adapter")
         return _adapter(Path(args.what[0]))
     if len(args.what) == 2:
@@ -55,7 +53,9 @@ def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from bridger.training.pairs import load_towers
 
     vision, text, _ = load_towers(name)
-    encoder = attach_bridgers(vision, text, args.stages, args.bridgers)
+    options = {"stages": args.stages, "config": args.bridgers}
+    given = {name: value for name, value in options.items() if value is not None}
+    encoder = attach_bridgers(vision, text, **given)
     say(BridgedModel(encoder, {}).summary(args.size and (args.size, args.size)))
     towers = {"vision": encoder.vision.describe(), "text": encoder.text.describe()}
     return {"towers": towers, "stages": encoder.stages}

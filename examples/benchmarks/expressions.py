@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from full_size import PAIRS
+from full_size import PAIRS, inputs
 
 from bridger import attach_bridgers
 from bridger.heads import ReferringSegmentationHead
@@ -44,11 +44,7 @@ def runs(name: str, *, backward: bool) -> tuple[Run, Run]:
     vision, text, size = PAIRS[name]()
     encoder = attach_bridgers(vision, text)
     model = encoder.with_head(ReferringSegmentationHead).eval()
-    length = min(20, encoder.text.max_length)
-    ids = torch.randint(3, encoder.text.vocab_size - 1, (1, COUNT, length))
-    ids[..., -1] = encoder.text.vocab_size - 1
-    pixels = torch.randn(1, 3, size, size)
-    labels = (torch.rand(1, COUNT, size, size) > 0.9).float()
+    pixels, ids, labels = inputs(encoder, size, 1, COUNT)
 
     def call(words: torch.Tensor, targets: torch.Tensor) -> None:
         with torch.set_grad_enabled(backward):

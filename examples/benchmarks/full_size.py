@@ -24,6 +24,7 @@ import torch
 
 from bridger import attach_bridgers
 from bridger.heads import ReferringSegmentationHead
+from bridger.summary import count
 
 BATCH = 2
 Pair = Callable[[], tuple[Any, Any, int]]
@@ -94,6 +95,21 @@ PAIRS: dict[str, Pair] = {
 COLUMNS = ("pair", "pixels", "towers", "Bridgers", "head", "adapter on disk", "step", "peak memory")
 
 
+def inputs(encoder: Any, size: int, *rows: int) -> tuple[torch.Tensor, ...]:
+    """Random pictures (B, 3, size, size), ids (B[, N], L) and masks (B[, N], size, size).
+
+    Args:
+        encoder: the bridged towers.
+        size: side of the pictures in pixels.
+        *rows: B, or B and N.
+    """
+    ids = torch.randint(3, encoder.text.vocab_size - 1, (*rows, min(20, encoder.text.max_length)))
+    # The highest id ends a text in CLIP's vocabularies, and is a word in all others.
+    ids[..., -1] = encoder.text.vocab_size - 1
+    labels = (torch.rand(*rows, size, size) > 0.9).float()
+    return torch.randn(rows[0], 3, size, size), ids, labels
+
+
 def measure(name: str) -> tuple[str, ...]:
     """Attach, train one step, save; return the pair's row."""
     torch.manual_seed(0)
@@ -102,12 +118,7 @@ def measure(name: str) -> tuple[str, ...]:
     model = encoder.with_head(ReferringSegmentationHead).train()
     model.processor = None
     optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-4)
-    length = min(20, encoder.text.max_length)
-    # The highest id ends a text in CLIP's vocabularies, and is a word in all others.
-    ids = torch.randint(3, encoder.text.vocab_size - 1, (BATCH, length))
-    ids[:, -1] = encoder.text.vocab_size - 1
-    pixels = torch.randn(BATCH, 3, size, size)
-    labels = (torch.rand(BATCH, size, size) > 0.9).float()
+    pixels, ids, labels = inputs(encoder, size, BATCH)
     start = time.perf_counter()
     model(pixels, ids, torch.ones_like(ids), labels=labels).loss.backward()
     optimizer.step()
@@ -122,7 +133,7 @@ def measure(name: str) -> tuple[str, ...]:
         model.save_pretrained(folder, dtype=torch.float16)
         disk = sum(file.stat().st_size for file in Path(folder).iterdir())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    towers = sum(parameter.numel() for parameter in encoder.towers.parameters())
+    towers = count(encoder.towers)
     return (
         name,
         str(size),
