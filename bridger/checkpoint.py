@@ -23,7 +23,8 @@ from bridger.bridgers import BridgerConfig
 from bridger.encoder import attach_bridgers
 from bridger.heads import get_head
 from bridger.processing import Processor
-from bridger.tower_peft import describe_peft, inject_peft, take_out_peft
+from bridger.tower_peft import describe_peft
+from bridger.tower_peft_changes import inject_peft, take_out_peft, wrap_prompts
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 from bridger.towers.base import Tower
 from bridger.towers.registry import tower_as_saved
@@ -108,11 +109,13 @@ def load(
     folder = Path(folder)
     config, tensors = read(folder)
     parts = config["encoder"]
+    peft = parts.get("peft", [])
+    text_model = wrap_prompts(text_model, peft)
     vision = find_vision_tower(tower_as_saved("vision", vision_model, config["towers"]["vision"]))
     text = find_text_tower(tower_as_saved("text", text_model, config["towers"]["text"]))
     _check_towers(config["towers"], {"vision": vision, "text": text})
     modules = {"vision": vision.module, "text": text.module}
-    before = inject_peft(modules, parts.get("peft", []))
+    before = inject_peft(modules, peft)
     encoder = None
     try:
         encoder = attach_bridgers(

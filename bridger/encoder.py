@@ -19,14 +19,8 @@ from bridger.lockstep import StageHooks, run_lockstep
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
 from bridger.tap import Tap, taking
-from bridger.tower_peft import (
-    Parameters,
-    PeftPart,
-    find_peft,
-    merge_peft,
-    take_out_peft,
-    tuned_modules,
-)
+from bridger.tower_peft import PeftPart, find_peft, tuned_modules
+from bridger.tower_peft_changes import Parameters, merge_peft, take_out_peft
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 

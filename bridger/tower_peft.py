@@ -2,12 +2,13 @@
 
 They are part of the tower, so a plain call of the tower runs them too. To an encoder they are
 what is trained there: they keep their gradients and their dropout while all else is frozen, and
-they are counted, saved, loaded and merged with the adapter.
+they are counted, saved, loaded and merged with the adapter. So are the virtual tokens that peft
+puts before the texts of a tower. Finding all that is here; `tower_peft_changes.py` changes towers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,15 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a, unwrap
+from bridger.towers.base import has_prompts, is_a, unwrap
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA that subtract from the layer itself what the adapter then adds."""
 
 TOWERS_OWN = ("base_layer", "original_module")
 """Children of a layer of peft that are the tower's."""
-
-Parameters = dict[nn.Module, dict[str, nn.Parameter | None]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class PeftPart:
         path: the module that peft was applied to, below the tower's own module.
         module: that module.
         adapter: the adapter's name in peft.
-        layers: its layers, without those of another config further inside.
+        layers: its layers, without those of another config further inside, or what makes its
+            virtual tokens.
     """
 
     side: str
@@ -47,8 +47,13 @@ class PeftPart:
     @property
     def config(self) -> dict[str, Any]:
         """What peft builds the adapter from, in plain values for JSON."""
-        config: Any = self.module.peft_config
-        return {k: _plain(v) for k, v in config[self.adapter].to_dict().items()}
+        configs: Any = self.module.peft_config
+        config = configs[self.adapter]
+        values = {k: _plain(v) for k, v in config.to_dict().items()}
+        if config.is_prompt_learning and "prompt_tuning_init" in values:
+            # What it starts from comes from the file; a text would have to be tokenised again.
+            values |= {"prompt_tuning_init": "RANDOM", "tokenizer_kwargs": None}
+        return values
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the adapter's tensors, named by layer and kind; what layers share comes once."""
@@ -79,13 +84,17 @@ def find_peft(towers: Mapping[str, nn.Module]) -> list[PeftPart]:
     parts: list[PeftPart] = []
     covered: set[nn.Module] = set()
     for side, path, module in _places(towers):
-        layers = frozenset(layer for layer in _layers(module) if layer not in covered)
+        layers = frozenset(layer for layer in layers_in(module) if layer not in covered)
         covered |= layers
         active = sorted({name for layer in layers for name in _active(layer)})
         parts += [PeftPart(side, path, module, adapter, layers) for adapter in active]
     for side, tower in towers.items():
+        parts += [
+            PeftPart(side, path, prompted, prompted.active_adapter, frozenset([encoder]))
+            for path, prompted, encoder in _prompts(tower)
+        ]
         for name, layer in tower.named_modules():
-            if _is_layer(layer) and layer not in covered:
+            if is_layer(layer) and layer not in covered:
                 raise ValueError(
                     f"the {side} tower holds layers of peft ({name}) that were made through a "
                     f"model around it, whose config cannot be seen from here: apply peft to the "
@@ -110,20 +119,30 @@ def _places(
     return sorted(places.values(), key=lambda place: len(list(place[2].modules())))
 
 
+def _prompts(tower: nn.Module) -> Iterator[tuple[str, Any, nn.Module]]:
+    """Return models with virtual tokens in a tower: path, model, what makes the tokens."""
+    for path, module in tower.named_modules():
+        if has_prompts(module):
+            prompted: Any = module
+            yield path, prompted, prompted.prompt_encoder
+
+
 def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Module]:
-    """Return peft's layers and what is peft's own inside them, not the tower's.
+    """Return peft's layers and what is peft's own inside them or before texts, not the tower's.
 
     Args:
         tower: the tower's module, or a module of several.
         copies: also where peft trains a copy of a whole layer.
     """
-    for layer in _layers(tower):
+    for layer in layers_in(tower):
         if not copies and is_a(layer, "peft", "AuxiliaryTrainingWrapper"):
             continue
         yield layer
         for name, child in layer.named_children():
             if name not in TOWERS_OWN:
                 yield from child.modules()
+    for _, _, encoder in _prompts(tower):
+        yield from encoder.modules()
 
 
 def tuned_parameters(tower: nn.Module) -> list[nn.Parameter]:
@@ -137,7 +156,7 @@ def cast_towers(towers: nn.Module, dtype: torch.dtype) -> None:
 
     Whole layers that peft trains as copies are cast: nothing casts their inputs.
     """
-    own = [m for m in tuned_modules(towers, copies=False) if not _is_layer(m)]
+    own = [m for m in tuned_modules(towers, copies=False) if not is_layer(m)]
     numbers = [(p, p.data) for module in own for p in module.parameters(recurse=False)]
     buffers = [(module, dict(module._buffers)) for module in own]
     towers.to(dtype)
@@ -147,59 +166,6 @@ def cast_towers(towers: nn.Module, dtype: torch.dtype) -> None:
         module._buffers.update(kept)
 
 
-def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]]) -> Parameters:
-    """Put saved adapters of peft back into the towers, with fresh numbers.
-
-    Args:
-        towers: the towers' modules by side.
-        saved: side, path, adapter and config of each, as `describe_peft` returned.
-
-    Returns:
-        The towers' parameters by the module that owns them, for `take_out_peft`.
-
-    Raises:
-        ValueError: a tower holds layers of peft already, which a second set would mix with.
-    """
-    for side, tower in towers.items():
-        if saved and any(True for _ in _layers(tower)):
-            raise ValueError(
-                f"the {side} tower holds layers of peft, and the adapter brings its own: "
-                "pass the towers without any"
-            )
-    modules = {module for tower in towers.values() for module in tower.modules()}
-    before = {module: dict(module._parameters) for module in modules} if saved else {}
-    try:
-        _inject(towers, saved)
-    except Exception as error:
-        take_out_peft(before)
-        raise ValueError(
-            f"the adapter's layers of peft do not fit these towers ({error}): "
-            "pass them as they were passed when it was made"
-        ) from error
-    return before
-
-
-def _inject(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]]) -> None:
-    from peft import PeftConfig, PeftModel, get_peft_model
-
-    wrapped: dict[tuple[str, str], PeftModel] = {}
-    adapters: dict[tuple[str, str], list[str]] = {}
-    for entry in saved:
-        place, adapter = (entry["side"], entry["path"]), entry["adapter"]
-        module = unwrap(towers[entry["side"]]).get_submodule(entry["path"])
-        flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
-        config = PeftConfig.from_peft_type(**entry["config"])
-        if place in wrapped:
-            wrapped[place].add_adapter(adapter, config)
-        else:
-            wrapped[place] = get_peft_model(module, config, adapter)
-        for parameter, flag in flags.items():  # peft has frozen them; detaching shall not see it
-            parameter.requires_grad_(flag)
-        adapters.setdefault(place, []).append(adapter)
-    for place, names in adapters.items():
-        wrapped[place].base_model.set_adapter(names)
-
-
 def describe_peft(parts: list[PeftPart]) -> list[dict[str, Any]]:
     """Return what `inject_peft` needs, in plain values for JSON."""
     return [
@@ -207,73 +173,14 @@ def describe_peft(parts: list[PeftPart]) -> list[dict[str, Any]]:
     ]
 
 
-def take_out_peft(before: Parameters) -> None:
-    """Undo `inject_peft`, to the same parameters in the same order.
-
-    For torch's attention, peft writes new parameters at every forward, rounded anew; the
-    towers' own come back.
-    """
-    _remove([module for module in before if "peft_config" in vars(module)], merge=False)
-    for module, parameters in before.items():
-        for name, parameter in parameters.items():
-            now = module._parameters.get(name)
-            if parameter is not None and now is not None:
-                parameter.data = parameter.data.to(now)  # the towers may have moved since
-        module._parameters.clear()
-        module._parameters.update(parameters)
-
-
-def merge_peft(parts: list[PeftPart]) -> None:
-    """Take peft's layers out of the towers, and leave in these what the layers did.
-
-    Raises:
-        ValueError: peft cannot merge such layers.
-    """
-    for part in parts:
-        for layer in _layers(part.module):
-            if is_a(layer, "peft", "BaseTunerLayer") and not hasattr(layer, "merge"):
-                raise ValueError(f"peft cannot merge {type(layer).__name__} into the tower")
-    _remove([part.module for part in parts], merge=True)
-
-
-def _remove(modules: Iterable[nn.Module], *, merge: bool) -> None:
-    for module in dict.fromkeys(modules):
-        inside: str | None = None
-        for name, layer in list(module.named_modules()):
-            if _is_layer(layer) and not (inside and name.startswith(inside)):
-                inside = f"{name}."  # a layer takes out those inside it
-                _put(module, name, _without(layer, merge))
-        del module.peft_config
-
-
-def _without(layer: Any, merge: bool) -> nn.Module:
-    """Return what stands in the place of a layer of peft when that is gone."""
-    if not merge and is_a(layer, "peft", "AuxiliaryTrainingWrapper"):
-        original: nn.Module = layer.original_module  # where peft would leave the trained copy
-        return original
-    if hasattr(layer, "unload_and_optionally_merge_module"):
-        alone: nn.Module = layer.unload_and_optionally_merge_module(
-            merge=merge, safe_merge=merge, adapter_names=None
-        )
-        return alone
-    if merge and hasattr(layer, "merge"):
-        layer.merge(safe_merge=True)
-    inner: nn.Module = layer.get_base_layer()
-    return inner
-
-
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    owner = root.get_submodule(parent)
-    owner._modules[leaf] = module
-
-
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is a layer of peft around one of the tower's."""
     return is_a(module, "peft", "BaseTunerLayer", "AuxiliaryTrainingWrapper")
 
 
-def _layers(tower: nn.Module) -> Iterator[Any]:
-    return (module for module in tower.modules() if _is_layer(module))
+def layers_in(tower: nn.Module) -> Iterator[Any]:
+    """Return peft's layers in a tower."""
+    return (module for module in tower.modules() if is_layer(module))
 
 
 def _active(layer: Any) -> list[str]:
@@ -288,13 +195,13 @@ def _known(layer: Any) -> set[str]:
 
 def _refuse_inert(side: str, tower: nn.Module) -> None:
     """Attention of torch reads its output projection's weight, and never calls the projection."""
-    wrapped = {layer.base_layer for layer in _layers(tower) if hasattr(layer, "base_layer")}
+    wrapped = {layer.base_layer for layer in layers_in(tower) if hasattr(layer, "base_layer")}
     for name, module in tower.named_modules():
         pool = is_a(module, "open_clip", "AttentionPool2d")
         if not (pool or isinstance(module, nn.MultiheadAttention)) or module in wrapped:
             continue
         for child, layer in module.named_children():
-            if _is_layer(layer):
+            if is_layer(layer):
                 instead = "" if pool else f", or target the attention {name!r} itself"
                 raise ValueError(
                     f"peft's layer at {name}.{child} of the {side} tower would do nothing: "

@@ -133,6 +133,25 @@ def coca() -> Any:
     )
 
 
+def prompted(model: Callable[[], Any], config: str, **options: Any) -> Callable[[], Any]:
+    """Return a factory of that text model behind three virtual tokens of peft."""
+
+    def factory() -> Any:
+        import peft
+        import torch
+
+        torch.manual_seed(0)
+        made = getattr(peft, config)(
+            task_type="FEATURE_EXTRACTION", num_virtual_tokens=3, **options
+        )
+        return peft.get_peft_model(model(), made).eval()
+
+    return factory
+
+
+LONGER = dict(max_position_embeddings=CONTEXT + 3)
+TRAINED = {"untouched": "virtual tokens are trained: they get gradients and the adapter's mode"}
+
 ROWS: list[TextRow] = [
     TextRow("transformers/BertModel", build("BertModel"), fast=True),
     TextRow("transformers/BertModel no pooler", build("BertModel", model={"add_pooling_layer": 0})),
@@ -190,6 +209,26 @@ ROWS: list[TextRow] = [
     TextRow("transformers/ChineseCLIPTextModel", build("ChineseCLIPTextModel")),
     TextRow("transformers/ChineseCLIPModel", whole("ChineseCLIP")),
     TextRow("transformers/VisionTextDualEncoderModel", dual_encoder(build("BertModel"))),
+    TextRow(
+        "peft/PromptTuning BertModel",
+        prompted(build("BertModel", **LONGER), "PromptTuningConfig"),
+        exceptions=TRAINED,
+        fast=True,
+    ),
+    TextRow(
+        "peft/PromptEncoder ModernBertModel",
+        prompted(
+            build("ModernBertModel", **MODERN, **LONGER),
+            "PromptEncoderConfig",
+            encoder_hidden_size=8,
+        ),
+        exceptions=NO_TABLE | TRAINED,
+    ),
+    TextRow(
+        "peft/PrefixTuning BertModel",
+        prompted(build("BertModel", **LONGER), "PrefixTuningConfig"),
+        exceptions=TRAINED,
+    ),
     TextRow("open_clip/HFTextEncoder", hf_text_encoder, pad=1, fast=True),
     TextRow("open_clip/HFTextEncoder cls", lambda: hf_text_encoder("Bert", "cls_pooler")),
     TextRow("open_clip/CustomTextCLIP HFTextEncoder", whole_around_hf_text, pad=1),

@@ -52,6 +52,13 @@ def unwrap(module: nn.Module) -> Any:
     return module.get_base_model() if is_a(module, "peft", "PeftModel") else module  # type: ignore[operator]
 
 
+def has_prompts(module: Any) -> bool:
+    """Whether it is a model of peft that puts virtual tokens before its texts."""
+    if not is_a(module, "peft", "PeftModel"):
+        return False
+    return bool(module.active_peft_config.is_prompt_learning)
+
+
 def child_at(module: nn.Module, path: str) -> Any:
     """Return the module at that dotted path, or None where there is none."""
     try:

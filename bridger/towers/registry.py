@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from bridger.towers.base import Tower, is_a, unwrap
+from bridger.towers.base import Tower, has_prompts, unwrap
 from bridger.towers.text import TextTower
 from bridger.towers.text_calls import takes_ids
 from bridger.towers.trial import UnreadableTowerError
@@ -147,8 +147,12 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
         raise TypeError(
             f"the {side} tower must be a torch.nn.Module, found {type(module).__name__}"
         )
-    _refuse_prompts(side, module)
-    bare = unwrap(module)
+    if side == "vision" and has_prompts(module):
+        raise TypeError(
+            "the vision tower is wrapped for virtual tokens, which peft puts before texts alone: "
+            "use a method of peft that works inside layers, such as LoRA, IA3 or LN-tuning"
+        )
+    bare = module if has_prompts(module) else unwrap(module)
     for family in registered_towers(side):
         if family.matches(bare):
             _refuse_meta(side, module)
@@ -176,16 +180,6 @@ def _swapped(side: str, other: str, found: str) -> str:
     return (
         f"expected a {side} tower, found the {other} tower {found}: "
         "pass the vision tower first, the text tower second"
-    )
-
-
-def _refuse_prompts(side: str, module: Any) -> None:
-    if not is_a(module, "peft", "PeftModel") or not module.active_peft_config.is_prompt_learning:
-        return
-    raise TypeError(
-        f"the {side} tower is wrapped for {module.peft_type.value}, which puts virtual tokens "
-        "before the texts: its states would not be those of the tokens. Use a method of peft that "
-        "works inside layers, such as LoRA, IA3 or LN-tuning"
     )
 
 

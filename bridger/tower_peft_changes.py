@@ -1,0 +1,180 @@
+"""Putting PEFT layers and virtual tokens into towers, taking them out, merging them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from bridger.tower_peft import PeftPart, is_layer, layers_in
+from bridger.towers import TextTower
+from bridger.towers.base import has_prompts, is_a, unwrap
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+Parameters = dict[nn.Module, dict[str, nn.Parameter | None]]
+
+
+def wrap_prompts(
+    text_model: nn.Module | TextTower, saved: Sequence[Mapping[str, Any]]
+) -> nn.Module | TextTower:
+    """Return a text model with the virtual tokens of a saved adapter, with fresh numbers.
+
+    The model itself stays as it is: peft wraps it, or what it wraps already. Without such tokens
+    it is returned.
+
+    Args:
+        text_model: what the user gave.
+        saved: side, path, adapter and config of each adapter of peft, as from `describe_peft`.
+
+    Raises:
+        ValueError: peft cannot give it these.
+    """
+    entry = next((entry for entry in saved if _is_prompt(entry)), None)
+    if entry is None:
+        return text_model
+    module = text_model.module if isinstance(text_model, TextTower) else text_model
+    try:
+        wrapped: nn.Module = _wrapped(unwrap(module), entry)
+        return wrapped
+    except Exception as error:
+        raise ValueError(
+            f"the adapter's virtual tokens do not fit the text tower ({error}): "
+            "pass the tower that it was made with"
+        ) from error
+
+
+def _is_prompt(entry: Mapping[str, Any]) -> bool:
+    return bool(_config(entry).is_prompt_learning)
+
+
+def _config(entry: Mapping[str, Any]) -> Any:
+    from peft import PeftConfig
+
+    return PeftConfig.from_peft_type(**entry["config"])
+
+
+def _wrapped(module: nn.Module, entry: Mapping[str, Any]) -> PeftModel:
+    """Return peft's model around a module whose flags stay as they are."""
+    from peft import get_peft_model
+
+    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    try:
+        return get_peft_model(module, _config(entry), entry["adapter"])
+    finally:
+        for parameter, flag in flags.items():  # peft freezes them; detaching shall not see it
+            parameter.requires_grad_(flag)
+
+
+def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]]) -> Parameters:
+    """Put saved adapters of peft back into the towers, with fresh numbers.
+
+    Args:
+        towers: the towers' modules by side.
+        saved: side, path, adapter and config of each, as `describe_peft` returned; virtual
+            tokens are for `wrap_prompts`.
+
+    Returns:
+        The towers' parameters by the module that owns them, for `take_out_peft`.
+
+    Raises:
+        ValueError: a tower holds layers of peft already, which a second set would mix with.
+    """
+    saved = [entry for entry in saved if not _is_prompt(entry)]
+    for side, tower in towers.items():
+        if saved and any(True for _ in layers_in(tower)):
+            raise ValueError(
+                f"the {side} tower holds layers of peft, and the adapter brings its own: "
+                "pass the towers without any"
+            )
+    modules = {module for tower in towers.values() for module in tower.modules()}
+    before = {module: dict(module._parameters) for module in modules} if saved else {}
+    try:
+        _inject(towers, saved)
+    except Exception as error:
+        take_out_peft(before)
+        raise ValueError(
+            f"the adapter's layers of peft do not fit these towers ({error}): "
+            "pass them as they were passed when it was made"
+        ) from error
+    return before
+
+
+def _inject(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]]) -> None:
+    wrapped: dict[tuple[str, str], PeftModel] = {}
+    adapters: dict[tuple[str, str], list[str]] = {}
+    for entry in saved:
+        place, adapter = (entry["side"], entry["path"]), entry["adapter"]
+        module = unwrap(towers[entry["side"]]).get_submodule(entry["path"])
+        if place in wrapped:
+            wrapped[place].add_adapter(adapter, _config(entry))
+        else:
+            wrapped[place] = _wrapped(module, entry)
+        adapters.setdefault(place, []).append(adapter)
+    for place, names in adapters.items():
+        wrapped[place].base_model.set_adapter(names)
+
+
+def take_out_peft(before: Parameters) -> None:
+    """Undo `inject_peft`, to the same parameters in the same order.
+
+    For torch's attention, peft writes new parameters at every forward, rounded anew; the
+    towers' own come back.
+    """
+    _remove([module for module in before if "peft_config" in vars(module)], merge=False)
+    for module, parameters in before.items():
+        for name, parameter in parameters.items():
+            now = module._parameters.get(name)
+            if parameter is not None and now is not None:
+                parameter.data = parameter.data.to(now)  # the towers may have moved since
+        module._parameters.clear()
+        module._parameters.update(parameters)
+
+
+def merge_peft(parts: list[PeftPart]) -> None:
+    """Take peft's layers out of the towers, and leave in these what the layers did.
+
+    Raises:
+        ValueError: peft cannot merge such layers.
+    """
+    for part in parts:
+        if has_prompts(part.module):
+            raise ValueError("virtual tokens before the texts cannot be merged into a tower")
+        for layer in layers_in(part.module):
+            if is_a(layer, "peft", "BaseTunerLayer") and not hasattr(layer, "merge"):
+                raise ValueError(f"peft cannot merge {type(layer).__name__} into the tower")
+    _remove([part.module for part in parts], merge=True)
+
+
+def _remove(modules: Iterable[nn.Module], *, merge: bool) -> None:
+    for module in dict.fromkeys(modules):
+        inside: str | None = None
+        for name, layer in list(module.named_modules()):
+            if is_layer(layer) and not (inside and name.startswith(inside)):
+                inside = f"{name}."  # a layer takes out those inside it
+                _put(module, name, _without(layer, merge))
+        del module.peft_config
+
+
+def _without(layer: Any, merge: bool) -> nn.Module:
+    """Return what stands in the place of a layer of peft when that is gone."""
+    if not merge and is_a(layer, "peft", "AuxiliaryTrainingWrapper"):
+        original: nn.Module = layer.original_module  # where peft would leave the trained copy
+        return original
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        alone: nn.Module = layer.unload_and_optionally_merge_module(
+            merge=merge, safe_merge=merge, adapter_names=None
+        )
+        return alone
+    if merge and hasattr(layer, "merge"):
+        layer.merge(safe_merge=True)
+    inner: nn.Module = layer.get_base_layer()
+    return inner
+
+
+def _put(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    owner = root.get_submodule(parent)
+    owner._modules[leaf] = module
