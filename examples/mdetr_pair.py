@@ -46,10 +46,10 @@ def main() -> None:
     model.processor = bridger.Processor(args.size, MEAN, STD, tokenizer, max_length=20)
     print(model.summary((args.size, args.size)))
 
-    folder = tempfile.mkdtemp()
-    write_scenes(folder, {"train": 2 * args.steps}, size=args.size, seed=0)
+    folder = tempfile.TemporaryDirectory()
+    write_scenes(folder.name, {"train": 2 * args.steps}, size=args.size, seed=0)
     loader = torch.utils.data.DataLoader(
-        RefCOCO(folder, "train"), batch_size=2, collate_fn=RefCollator(model.processor)
+        RefCOCO(folder.name, "train"), batch_size=2, collate_fn=RefCollator(model.processor)
     )
     optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-4)
     model.train()

@@ -31,10 +31,13 @@ def main() -> None:
     model = bridged.with_head(ReferringSegmentationHead)
     model.print_trainable_parameters()
 
-    folder = tempfile.mkdtemp()
-    write_scenes(folder, {"train": args.scenes}, size=128, seed=0)
+    folder = tempfile.TemporaryDirectory()
+    write_scenes(folder.name, {"train": args.scenes}, size=128, seed=0)
     loader = torch.utils.data.DataLoader(
-        RefCOCO(folder, "train"), batch_size=16, shuffle=True, collate_fn=RefCollator(processor)
+        RefCOCO(folder.name, "train"),
+        batch_size=16,
+        shuffle=True,
+        collate_fn=RefCollator(processor),
     )
     optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-3)
     model.train()
