@@ -47,3 +47,14 @@ def test_a_pair_that_nothing_ever_aligned_trains(tmp_path: Path) -> None:
     printed = run("mdetr_pair.py", "--steps", "1", "--size", "64", folder=tmp_path)
     assert "layer4 (4 of 4)" in printed and "encoder.layer.11 (12 of 12)" in printed
     assert "step 1: loss" in printed
+
+
+@pytest.mark.slow
+def test_the_gallery_asks_for_kinds_of_words_and_own_pictures(tmp_path: Path) -> None:
+    run("gallery.py", "--kinds", "ordinal", "--columns", "1", folder=tmp_path)
+    with Image.open(tmp_path / "seen.png") as sheet:
+        assert sheet.width == 256 and sheet.height > 3 * 256
+    Image.new("RGB", (90, 60), "green").save(tmp_path / "lawn.png")
+    run("gallery.py", "--ask", "lawn.png", "the ball", "--out", "asked.png", folder=tmp_path)
+    with Image.open(tmp_path / "asked.png") as sheet:
+        assert sheet.getpixel((40, 20)) != (255, 255, 255)
