@@ -16,6 +16,14 @@ from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import Flags, flags_before, hold, release
 from bridger.half_towers import HalfTowers
 from bridger.lockstep import StageHooks, run_lockstep
+from bridger.recomputing import (
+    Switched,
+    check_options,
+    recompute,
+    recomputes_in_train_mode,
+    switch_off,
+    switch_on,
+)
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
 from bridger.tap import Tap, taking
@@ -112,6 +120,7 @@ class BridgedEncoder(HalfTowers):
         self.word_length = check_word_length(word_length, text.max_length)
         self._enabled = True
         self._compiled: tuple[CompiledBlocks, CompiledBlocks] | None = None
+        self._switched: list[Switched] = []
         self.before_peft: Parameters = {}  # set where loading put layers of peft into the towers
         self.dense = vision.dense_projection(connect=connect)
         self.bridgers = None if config is None else make_bridgers(config, vision, text, self.stages)
@@ -146,6 +155,7 @@ class BridgedEncoder(HalfTowers):
         if not self._attached:
             return
         self._attached = False
+        switch_off(self._switched)
         for hooks in self._hooks:
             hooks.remove()
         for tap in self._taps:
@@ -262,6 +272,35 @@ class BridgedEncoder(HalfTowers):
         for bridger in self.bridgers.stages if self.bridgers else ():
             bridger.compile(**options)
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Compute again in backward what blocks and Bridgers need, in place of keeping it.
+
+        Towers recompute where their library offers it, until detaching; blocks of transformers
+        do so in train mode only.
+
+        Args:
+            activation_checkpointing_kwargs, **options: as transformers' Trainer hands them over;
+                nothing but the defaults can be done.
+
+        Raises:
+            ValueError: anything else is asked for.
+        """
+        check_options(activation_checkpointing_kwargs, options)
+        for tower in (self.vision, self.text):
+            if tower.recomputable:
+                self._switched += switch_on(tower.module)
+        recompute(self, True)
+        self.train(self.training)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Undo `activation_checkpointing_enable`; what was on before it stays on."""
+        switch_off(self._switched)
+        self._switched = []
+        recompute(self, False)
+        self.train(self.training)
+
     @contextmanager
     def disable(self) -> Iterator[None]:
         """Run without Bridgers and with the towers' own tensors, as if never attached."""
@@ -281,6 +320,9 @@ class BridgedEncoder(HalfTowers):
         super().train(mode)
         if self._attached:
             self.towers.eval()
+            for module in self.towers.modules():
+                if recomputes_in_train_mode(module):
+                    module.training = mode
             for module in tuned_modules(self.towers):
                 module.training = mode
         return self

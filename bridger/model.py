@@ -17,6 +17,7 @@ from bridger.half_towers import HalfTowers
 from bridger.heads import Head
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
+from bridger.recomputing import recompute
 from bridger.summary import count
 from bridger.tower_peft import tuned_parameters
 from bridger.towers import TextTower, VisionTower
@@ -143,6 +144,27 @@ class BridgedModel(HalfTowers):
         self.encoder.compile(**options)
         for head in self.heads.values():
             head.compile(**options)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute in backward; see `BridgedEncoder.activation_checkpointing_enable`.
+
+        In heads, attention layers are recomputed.
+        """
+        self.encoder.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
+        recompute(self, True)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Undo `activation_checkpointing_enable`."""
+        self.encoder.activation_checkpointing_disable()
+        recompute(self, False)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Do the same, by the name under which older transformers' Trainer asks for it."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def merge_peft(self) -> None:
         """Merge peft's layers into the towers for good; see `BridgedEncoder.merge_peft`."""

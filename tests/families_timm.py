@@ -72,9 +72,6 @@ FOUR: tuple[int, ...] = (1, 1, 1, 1)
 WIDTHS = (16, 24, 32, 48)
 FIXED: dict[str, Any] = dict(other_sizes=())
 
-FLATTENED = {
-    "checkpointing": "timm's own then runs the layers without their stages, which is refused"
-}
 ROTATIONS = {"half": "alone it differs by 61 % in bfloat16: its rotations are made in that type"}
 ROUNDED = dict.fromkeys(
     ("autocast", "half"),
@@ -108,17 +105,12 @@ ROWS: list[VisionRow] = [
     VisionRow(
         "timm/ResNet",
         staged("resnet18", layers=FOUR, channels=WIDTHS, num_classes=7),
-        exceptions=FLATTENED,
     ),
     VisionRow("timm/ResNetV2", staged("resnetv2_50", layers=FOUR, channels=WIDTHS, stem_chs=8)),
     VisionRow("timm/RegNet", staged("regnetx_002")),
     VisionRow("timm/ConvNeXt", staged("convnext_atto", depths=FOUR, dims=WIDTHS, num_classes=7)),
-    VisionRow(
-        "timm/EfficientNet", staged("test_efficientnet", num_classes=7), exceptions=FLATTENED
-    ),
-    VisionRow(
-        "timm/MobileNetV3", staged("mobilenetv3_small_050", num_classes=7), exceptions=FLATTENED
-    ),
+    VisionRow("timm/EfficientNet", staged("test_efficientnet", num_classes=7)),
+    VisionRow("timm/MobileNetV3", staged("mobilenetv3_small_050", num_classes=7)),
     VisionRow(
         "timm/PyramidVisionTransformerV2",
         staged("pvt_v2_b0", depths=FOUR, embed_dims=WIDTHS, num_heads=(1, 2, 2, 4)),
@@ -149,7 +141,6 @@ ROWS: list[VisionRow] = [
     VisionRow(
         "open_clip/TimmModel ResNet",
         open_clip_timm("test_resnet", "avg", None),
-        exceptions=FLATTENED,
     ),
     VisionRow("transformers/VisionTextDualEncoderModel", dual_encoder),
 ]

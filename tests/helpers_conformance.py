@@ -43,25 +43,6 @@ class Subject:
         """Bridge the towers."""
         return attach_bridgers(self.vision, self.text, stages, config, **options)
 
-    def checkpoint(self) -> bool:
-        """Switch on each library's own activation checkpointing; say whether there was any."""
-        return any([_checkpoint(tower) for tower in (self.vision, self.text)])
-
-
-def _checkpoint(tower: Any) -> bool:
-    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
-        if getattr(tower, "supports_gradient_checkpointing", False) and hasattr(tower, name):
-            getattr(tower, name)()
-            # transformers recomputes in train mode only, which blocks may be in by themselves.
-            for module in tower.modules():
-                if hasattr(module, "gradient_checkpointing"):
-                    module.training = True
-            return True
-    if hasattr(tower, "set_grad_checkpointing"):
-        tower.set_grad_checkpointing()
-        return True
-    return False
-
 
 def changed(encoder: BridgedEncoder, seed: int = 1) -> BridgedEncoder:
     """Give zero-started Bridgers something to say."""
@@ -91,11 +72,36 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 def gradients(encoder: BridgedEncoder, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Gradients of all that the adapter trains."""
+    """Gradients of all that the adapter trains, in the encoder's mode."""
     encoder.zero_grad()
-    encoder.eval()
+    torch.manual_seed(0)  # of dropout
     sum(t.square().mean() for t in features(encoder(*batch))).backward()
     return {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+
+
+def forwards(encoder: BridgedEncoder, batch: tuple[Tensor, Tensor]) -> dict[str, int]:
+    """How often a forward and a backward run parts of the last stage's blocks and Bridger."""
+    assert encoder.bridgers is not None
+    vision, text = encoder.stages[-1]
+    last = {
+        "vision": encoder.vision.blocks[vision].module,
+        "text": encoder.text.blocks[text].module,
+        "bridgers": encoder.bridgers.at(len(encoder.stages) - 1).interactor,
+    }
+    counts = dict.fromkeys(last, 0)
+    hooks = []
+    for name, block in last.items():
+
+        def count(module: nn.Module, args: Any, name: str = name) -> None:
+            counts[name] += 1
+
+        # Of the parts: hooks of the block itself may stay outside of what is recomputed.
+        parts = [part for part in block.modules() if part is not block]
+        hooks += [part.register_forward_pre_hook(count) for part in parts]
+    gradients(encoder, batch)
+    for hook in hooks:
+        hook.remove()
+    return counts
 
 
 def trace(module: nn.Module) -> list[object]:

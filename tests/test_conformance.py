@@ -19,6 +19,7 @@ from helpers_conformance import (
     changed,
     close,
     features,
+    forwards,
     gradients,
     replayed,
     same,
@@ -28,6 +29,7 @@ from helpers_families import Row, all_rows
 
 from bridger import BridgedModel
 from bridger.heads import ReferringSegmentationHead
+from bridger.recomputing import recomputes
 from bridger.tower_peft import tuned_parameters
 from bridger.towers.base import state_of
 
@@ -213,12 +215,21 @@ def test_expressions(row: Row) -> None:
 @invariant("activation checkpointing")
 def test_checkpointing(row: Row) -> None:
     subject = Subject(row)
-    bridged = changed(subject.attach(trainable=["positions"]))
-    expected = gradients(bridged, subject.batch())
-    if not subject.checkpoint():
-        pytest.skip("the library offers none")
-    found = gradients(bridged, subject.batch())
+    before = trace(subject.vision), trace(subject.text)
+    bridged = changed(subject.attach(trainable=["positions"])).train()
+    expected, plain = gradients(bridged, subject.batch()), forwards(bridged, subject.batch())
+    bridged.activation_checkpointing_enable()
+    found, twice = gradients(bridged, subject.batch()), forwards(bridged, subject.batch())
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert twice["bridgers"] > plain["bridgers"]
+    towers = (bridged.vision, bridged.text)
+    switches = [any(map(recomputes, tower.module.modules())) for tower in towers]
+    for tower, switched in zip(("vision", "text"), switches, strict=True):
+        assert (twice[tower] > plain[tower]) == (switched and plain[tower] > 0)
+    bridged.eval().detach()
+    assert (trace(subject.vision), trace(subject.text)) == before
+    if not any(switches):
+        pytest.skip("neither library offers any")
 
 
 @invariant("autocast")

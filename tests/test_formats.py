@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_conformance import SMALL, changed, features, replayed
+from helpers_conformance import SMALL, changed, features, forwards, replayed, trace
 from helpers_towers import PAIRS, hf_text, hf_vision, ids, images, open_clip_vit, pictures
 from torch import Tensor, nn
 
-from bridger import BridgedEncoder, attach_bridgers
+from bridger import BridgedEncoder, BridgedModel, attach_bridgers
+from bridger.heads import ReferringSegmentationHead
 
 
 def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -107,3 +108,59 @@ def test_eight_bit_weights_of_torchao() -> None:
         assert bridged.bridgers is not None
         assert all(p.grad is not None for p in bridged.bridgers.parameters())
         bridged.detach()
+
+
+def kept(model: BridgedModel) -> int:
+    """Numbers that a forward keeps for backward."""
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images(2), ids(2), labels=torch.ones(2, 32, 32))
+    return total
+
+
+@pytest.mark.parametrize("parts", [(hf_vision, hf_text), (open_clip_vit,)])
+def test_recomputing_keeps_less_and_is_undone(parts: Any) -> None:
+    given = [part() for part in parts]
+    vision, text = given if len(given) == 2 else (given[0].visual, given[0])
+    before = trace(vision), trace(text)
+    encoder = attach_bridgers(vision, text, 2, SMALL)
+    head = {"width": 32, "num_layers": 2, "num_heads": 2}
+    model = encoder.with_head(ReferringSegmentationHead, **head).train()
+    whole = kept(model)
+    model.activation_checkpointing_enable()
+    assert kept(model) < 0.6 * whole
+    model.activation_checkpointing_disable()
+    assert kept(model) == whole
+    model.activation_checkpointing_enable()
+    model.detach()
+    assert (trace(vision), trace(text)) == before
+
+
+def test_a_librarys_own_switch_is_followed_and_stays() -> None:
+    vision, text = hf_vision(), hf_text()
+    switch = next(
+        name
+        for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        if hasattr(vision, name)
+    )
+    model = BridgedModel(attach_bridgers(vision, text, 2, SMALL), {}).train()
+    getattr(vision, switch)()
+    counts = [forwards(model.train().encoder, (images(2), ids(2))) for _ in range(2)]
+    assert counts[0]["vision"] > counts[0]["text"]  # the same layers on both sides
+    model.activation_checkpointing_enable()
+    model.activation_checkpointing_disable()
+    assert forwards(model.encoder, (images(2), ids(2))) == counts[0]
+
+
+def test_checkpoints_that_would_lose_gradients_are_refused() -> None:
+    model = BridgedModel(attach_bridgers(hf_vision(), hf_text(), 2, SMALL), {})
+    with pytest.raises(ValueError, match="re-entrant.*use_reentrant out"):
+        model.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="every layer is recomputed.*every_n_layers"):
+        model.activation_checkpointing_enable(every_n_layers=2)

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
+from bridger.recomputing import recomputes
 from bridger.training import BridgerTrainer, Recipe
 
 SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
@@ -95,6 +96,17 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert resumed.state.global_step == 6
     assert_same(numbers(whole.model), numbers(resumed.model))
+
+
+def test_recomputing_in_backward_ends_at_the_same_bits(tmp_path: Path) -> None:
+    names = ("activation_checkpointing", "gradient_checkpointing")  # in 5.x, and before
+    option = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    saving = make_trainer(tmp_path / "saving", **{option: True})
+    saving.train()
+    assert any(map(recomputes, saving.model.modules()))
+    assert_same(numbers(whole.model), numbers(saving.model))
 
 
 def test_a_checkpoint_holds_the_adapter_and_no_tower(tmp_path: Path) -> None:

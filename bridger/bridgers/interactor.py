@@ -17,9 +17,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bridger.bridgers.config import BridgerConfig
+from bridger.recomputing import Recomputing
 
 
-class Interactor(nn.Module, ABC):
+class Interactor(Recomputing, ABC):
     """The contract of every interactor: both states in, both states out, in the hidden width."""
 
     def __init__(self, config: BridgerConfig) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bridger.heads.layers import SingleKeyAttention, conv_bn_relu, map_zoom
 from bridger.heads.positions import coordinates, grid_code, sequence_code
+from bridger.recomputing import Recomputing
 
 Size = tuple[int, int]
 
@@ -159,7 +160,7 @@ class GlobalAlignment(nn.Module):
         return aligned
 
 
-class AlignmentLayer(nn.Module):
+class AlignmentLayer(Recomputing):
     """One layer of `GlobalAlignment`, with P and p the codes of the grid and of the text:
 
     h = LN_1(x);  x += drop(LN_s(SelfAttn(query=key=h + P, value=h)))

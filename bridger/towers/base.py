@@ -93,6 +93,8 @@ class Tower(ABC):
         module: the smallest module that owns every tensor which the tower's features need.
         blocks: in the order in which they run.
         name: the checkpoint that the encoder was loaded from, where the library remembers it.
+        recomputable: whether the library's activation checkpointing computes the same again;
+            that of some models takes the blocks apart, which can then not be bridged.
     """
 
     library: ClassVar[str]
@@ -100,6 +102,7 @@ class Tower(ABC):
     module: nn.Module
     blocks: tuple[Block, ...]
     name: str | None = None
+    recomputable: bool = True
 
     @classmethod
     def label(cls) -> str:

@@ -61,6 +61,7 @@ class NestedVisionTower(VisionTower):
             [block.stride for block in inner],
         )
         self.image_size, self.name = self.inner.image_size, self.inner.name
+        self.recomputable = self.inner.recomputable
         self.pooled_width = self.inner.pooled_width if width is None else width
         has_recipe = self.inner.dense_projection() is not None
         self.joint_width = self.pooled_width if has_recipe else None

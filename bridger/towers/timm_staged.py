@@ -30,12 +30,10 @@ class TimmStages(TimmTower, StagedMapTower):
         tail: what runs after the last stage, before the pool; None where that is not known, and
             the last map is then left as it is.
         layout: how the tail takes the map.
-        flattens: whether activation checkpointing takes the stages apart.
     """
 
     tail: ClassVar[tuple[str, ...] | None] = None
     layout: ClassVar[str] = "b c h w"
-    flattens: ClassVar[bool] = False
 
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
@@ -64,7 +62,7 @@ class TimmStages(TimmTower, StagedMapTower):
 
     def run(self, module: Any, pixel_values: Tensor) -> Any:
         """Call the model without its classifier; see `PreLogitsVisionTower.run`."""
-        if self.flattens and getattr(module, "grad_checkpointing", False):
+        if not self.recomputable and getattr(module, "grad_checkpointing", False):
             raise RuntimeError(
                 f"activation checkpointing of {self.label()} runs the layers inside its stages "
                 "without the stages, which can then not be bridged: "
@@ -173,7 +171,7 @@ class TimmResNet(TimmMaps):
 
     family = "ResNet"
     tail = ()
-    flattens = True
+    recomputable = False
 
 
 @register_tower("vision")
@@ -207,7 +205,7 @@ class TimmEfficientNet(TimmMaps):
 
     family = "EfficientNet"
     tail = ("conv_head", "bn2")
-    flattens = True
+    recomputable = False
 
 
 @register_tower("vision")
@@ -216,7 +214,7 @@ class TimmMobileNetV3(TimmMaps):
 
     family = "MobileNetV3"
     tail = ()
-    flattens = True
+    recomputable = False
 
 
 @register_tower("vision")
