@@ -298,5 +298,5 @@ def test_the_study_does_not_repeat_finished_runs(tmp_path: Path) -> None:
     argv = [sys.executable, str(script), "--out", str(tmp_path), "--seeds", "0", "1"]
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ}, check=True)
     assert "25.00 +- 0.00" in done.stdout
-    study = json.loads((tmp_path / "study.json").read_text())
+    study = json.loads((tmp_path / "study-decoder.json").read_text())
     assert study["bridgers"]["testB"]["values"] == [0.25, 0.25]

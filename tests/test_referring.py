@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bridger.features import EncoderSpec
 from bridger.heads import ReferringSegmentationHead
-from bridger.heads.referring import text_to_pixel_loss
+from bridger.heads.referring import dice_loss, text_to_pixel_loss
 
 SMALL = {"width": 32, "num_heads": 4, "num_layers": 2}
 
@@ -190,6 +190,27 @@ def test_padding_expressions_do_not_count() -> None:
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert logits.grad[mask].abs().min() > 0
+
+
+def test_dice_is_added_as_weighted() -> None:
+    given, masks = features(), torch.rand(2, 1, 64, 96)
+    torch.manual_seed(0)
+    plain = build()(given, masks)
+    torch.manual_seed(0)
+    output = build(dice_weight=0.5)(given, masks)
+    p, y = output.logits.sigmoid(), masks[..., ::4, ::4]
+    dice = [
+        1 - (2 * (a * b).sum() + 1) / (a.sum() + b.sum() + 1) for a, b in zip(p, y, strict=True)
+    ]
+    torch.testing.assert_close(output.loss, plain.loss + 0.5 * sum(dice) / 2)
+
+
+def test_padding_expressions_do_not_count_for_dice() -> None:
+    logits, targets = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    expected = dice_loss(logits[mask][:, None], targets[mask][:, None])
+    logits[~mask] = torch.nan
+    torch.testing.assert_close(dice_loss(logits, targets, mask), expected)
 
 
 def test_wrong_labels_say_what_was_expected_and_found() -> None:

@@ -6,7 +6,8 @@ import argparse
 import json
 import shlex
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Plan:
         data: folder of the scenes, made where it is not there.
         steps: updates; None: the recipe's.
         seed: of training; scenes are always the same.
-        bridgers: whether there are any, or the head trains alone.
+        changes: options of the recipe that differ from the quickstart's.
         short: a smoke run with hardly any data.
     """
 
@@ -46,7 +47,7 @@ class Plan:
     data: Path
     steps: int | None = None
     seed: int = 0
-    bridgers: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)
     short: bool = False
 
 
@@ -69,7 +70,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the plan that the arguments describe."""
     data = args.data or args.out / "scenes"
-    return perform(Plan(args.out, data, args.steps, args.seed, not args.no_bridgers, args.short))
+    changes = {"bridgers": None} if args.no_bridgers else {}
+    return perform(Plan(args.out, data, args.steps, args.seed, changes, args.short))
 
 
 def perform(plan: Plan) -> dict[str, Any]:
@@ -82,11 +84,9 @@ def perform(plan: Plan) -> dict[str, Any]:
     from bridger.training import Recipe
     from bridger.training.run import CHECKPOINTS, train
 
-    changes: dict[str, Any] = {"seed": plan.seed}
+    changes: dict[str, Any] = {**plan.changes, "seed": plan.seed}
     if plan.steps or plan.short:
         changes["steps"] = plan.steps or SHORT_STEPS
-    if not plan.bridgers:
-        changes["bridgers"] = None
     recipe = Recipe.preset("quickstart", **changes)
     if (plan.out / METRICS_FILE).exists():
         return show_again(plan.out, recipe)
@@ -95,7 +95,7 @@ def perform(plan: Plan) -> dict[str, Any]:
     from bridger.data import RefCOCO
 
     resume = any((plan.out / CHECKPOINTS).glob("checkpoint-*"))
-    with_or_without = "Bridgers and head" if plan.bridgers else "the head alone"
+    with_or_without = "Bridgers and head" if recipe.bridgers else "the head alone"
     say(f"training {with_or_without} on the frozen Tiny CLIP, {recipe.steps} steps")
     if resume:
         say("going on from the last checkpoint")
