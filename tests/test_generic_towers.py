@@ -452,7 +452,7 @@ def test_generative_language_models_are_refused() -> None:
     sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
     bert = BertForMaskedLM(BertConfig(vocab_size=VOCAB, **sizes))
     with pytest.raises(TypeError, match="64 numbers a token.*pass the encoder inside it"):
-        attach_bridgers(build(Patches), bert)
+        generic_text(bert)
 
 
 # Saved and loaded.
