@@ -533,6 +533,26 @@ def test_peft_wrapped_models_are_known_by_what_they_wrap() -> None:
         assert torch.equal(module.head(tower.call(images(1, 64), {})), wrapped(images(1, 64)))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("name", ["ResNet", "RegNet", "ConvNeXt", "MobileNetV3"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_classifier_that_peft_wraps_is_still_left_out(name: str, kept: bool) -> None:
+    peft = pytest.importorskip("peft")
+    module: Any = copy.deepcopy(_built(f"torchvision/{name}"))
+    plain = find_vision_tower(module)
+    (classifier,) = plain.classifiers  # type: ignore[attr-defined]
+    expected = plain.pooled(plain.call(images(2, 64), {}))
+    inner = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1][-1]
+    options: dict[str, Any] = dict(target_modules=[inner, *([] if kept else [classifier])])
+    options |= dict(modules_to_save=[classifier]) if kept else {}
+    peft.get_peft_model(module, peft.LoraConfig(r=2, **options))
+    wrapped = find_vision_tower(module)
+    pooled = wrapped.pooled(wrapped.call(images(2, 64), {}))
+    assert pooled is not None and expected is not None
+    assert wrapped.describe() == plain.describe()
+    assert pooled.shape == (2, wrapped.pooled_width)
+    torch.testing.assert_close(pooled, expected)
+
+
 def test_bridged_wrappers_live_on_in_copies() -> None:
     for name in ("open_clip/TimmModel SigLIP", "timm/ConvNeXt", "torchvision/SwinTransformer"):
         bridged = changed(attach_bridgers(_built(name), _text(), 2, SMALL)).eval()
