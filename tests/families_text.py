@@ -25,6 +25,18 @@ TINY = dict(
 )
 FROM_PAD = dict(pad_token_id=1, max_position_embeddings=CONTEXT + 2)
 T5 = dict(vocab_size=VOCAB, d_model=32, d_kv=16, d_ff=48, num_layers=3, num_heads=2)
+BART = dict(
+    d_model=32,
+    encoder_layers=3,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    scale_embedding=True,
+    pad_token_id=1,
+    max_position_embeddings=CONTEXT,
+)
 MODERN = dict(cls_token_id=SOS, sep_token_id=EOS, global_attn_every_n_layers=2, local_attention=4)
 RELATIVE = dict(
     relative_attention=True,
@@ -42,7 +54,7 @@ VISION = dict(
     image_size=32,
     patch_size=8,
 )
-NO_TABLE = {"positions": "rotary: there is no table to train"}
+NO_TABLE = {"positions": "rotary, or of sines: there is no table to train"}
 
 
 def build(name: str, config: str = "", *, at: str = "", **options: Any) -> Callable[[], Any]:
@@ -96,9 +108,11 @@ def hf_text_encoder(
     import transformers
     from open_clip.hf_model import HFTextEncoder
 
-    own = {**TINY, **FROM_PAD} if text_model == "Roberta" else TINY
+    own = {**TINY, **{"Roberta": FROM_PAD, "M2M100": BART}.get(text_model, {})}
     config = getattr(transformers, f"{text_model}Config")(**own)
     encoder = HFTextEncoder("", JOINT, config, pooler_type=pooler, proj_type="mlp", **options)
+    if config.is_encoder_decoder:  # as open_clip does where it reads the config by itself
+        encoder.transformer = encoder.transformer.encoder
     return fill(encoder)
 
 
@@ -155,6 +169,10 @@ TRAINED = {"untouched": "virtual tokens are trained: they get gradients and the 
 ROWS: list[TextRow] = [
     TextRow("transformers/BertModel", build("BertModel"), fast=True),
     TextRow("transformers/BertModel no pooler", build("BertModel", model={"add_pooling_layer": 0})),
+    TextRow(
+        "transformers/BertForSequenceClassification",
+        build("BertForSequenceClassification", "BertConfig"),
+    ),
     TextRow("transformers/ElectraModel", build("ElectraModel", embedding_size=16)),
     TextRow("transformers/RobertaModel", build("RobertaModel", **FROM_PAD), pad=1),
     TextRow("transformers/XLMRobertaModel", build("XLMRobertaModel", **FROM_PAD), pad=1),
@@ -186,6 +204,14 @@ ROWS: list[TextRow] = [
     TextRow("transformers/MT5EncoderModel", build("MT5EncoderModel", "MT5Config", **T5)),
     TextRow("transformers/UMT5EncoderModel", build("UMT5EncoderModel", "UMT5Config", **T5)),
     TextRow("transformers/T5Stack", build("T5Model", at="encoder", **T5)),
+    TextRow("transformers/BartEncoder", build("BartModel", at="encoder", **BART), pad=1, fast=True),
+    TextRow("transformers/MBartEncoder", build("MBartModel", at="encoder", **BART), pad=1),
+    TextRow(
+        "transformers/M2M100Encoder",
+        build("M2M100Model", at="encoder", **BART),
+        pad=1,
+        exceptions=NO_TABLE,
+    ),
     TextRow(
         "transformers/SiglipTextModel",
         build("SiglipTextModel", projection_size=JOINT, pad_token_id=1),
@@ -193,22 +219,24 @@ ROWS: list[TextRow] = [
         fast=True,
     ),
     TextRow("transformers/Siglip2TextModel", build("Siglip2TextModel", pad_token_id=1), pad=1),
-    TextRow("transformers/SiglipModel", whole("Siglip", pad_token_id=1), pad=1),
+    TextRow("transformers/SiglipModel (text)", whole("Siglip", pad_token_id=1), pad=1),
     TextRow("transformers/MetaClip2TextModel", build("MetaClip2TextModel")),
     TextRow(
         "transformers/MetaClip2TextModelWithProjection",
         build("MetaClip2TextModelWithProjection", "MetaClip2TextConfig", projection_dim=JOINT),
     ),
-    TextRow("transformers/MetaClip2Model", whole("MetaClip2"), fast=True),
+    TextRow("transformers/MetaClip2Model (text)", whole("MetaClip2"), fast=True),
     TextRow(
         "transformers/AltCLIPTextModel",
         build("AltCLIPTextModel", project_dim=40, **FROM_PAD),
         pad=1,
     ),
-    TextRow("transformers/AltCLIPModel", whole("AltCLIP", project_dim=40, **FROM_PAD), pad=1),
+    TextRow(
+        "transformers/AltCLIPModel (text)", whole("AltCLIP", project_dim=40, **FROM_PAD), pad=1
+    ),
     TextRow("transformers/ChineseCLIPTextModel", build("ChineseCLIPTextModel")),
-    TextRow("transformers/ChineseCLIPModel", whole("ChineseCLIP")),
-    TextRow("transformers/VisionTextDualEncoderModel", dual_encoder(build("BertModel"))),
+    TextRow("transformers/ChineseCLIPModel (text)", whole("ChineseCLIP")),
+    TextRow("transformers/VisionTextDualEncoderModel (text)", dual_encoder(build("BertModel"))),
     TextRow(
         "peft/PromptTuning BertModel",
         prompted(build("BertModel", **LONGER), "PromptTuningConfig"),
@@ -231,6 +259,12 @@ ROWS: list[TextRow] = [
     ),
     TextRow("open_clip/HFTextEncoder", hf_text_encoder, pad=1, fast=True),
     TextRow("open_clip/HFTextEncoder cls", lambda: hf_text_encoder("Bert", "cls_pooler")),
+    TextRow(
+        "open_clip/HFTextEncoder M2M100",
+        lambda: hf_text_encoder("M2M100"),
+        pad=1,
+        exceptions=NO_TABLE,
+    ),
     TextRow("open_clip/CustomTextCLIP HFTextEncoder", whole_around_hf_text, pad=1),
     TextRow("open_clip/CoCa", coca, fast=True),
     TextRow("open_clip/CoCa text", lambda: coca().text),

@@ -47,6 +47,11 @@ def _parameters(name: str) -> list[Any]:
     return parameters
 
 
+def test_every_row_has_a_name_of_its_own() -> None:
+    names = [row.name for row in all_rows()]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
+
+
 def invariant(title: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator: hold every row to this, but for the exceptions that it declares itself."""
 

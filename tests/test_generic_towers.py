@@ -30,6 +30,7 @@ from helpers_towers import (
     CONTEXT,
     VOCAB,
     Watch,
+    fill,
     hf_clip,
     hf_text,
     hf_vision,
@@ -364,6 +365,66 @@ def test_an_ambiguous_tower_lists_its_candidates_and_blocks_decides() -> None:
     assert encoder(images(2, 32, 48), ids()).maps[0].shape == (2, WIDTH, 4, 6)
 
 
+class Square(nn.Module):
+    """A block that keeps its map's size."""
+
+    def __init__(self, width: int = WIDTH, outer: int = WIDTH) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(width, outer, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(x).tanh()
+        return mixed
+
+
+class Broken(nn.Module):
+    """A CNN whose pool, between its stages, breaks the chain of its blocks."""
+
+    def __init__(self, *late: nn.Module, cells: int | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 4, 4)
+        self.early = nn.Sequential(*(Square() for _ in range(3)))
+        self.pool = nn.MaxPool2d(2) if cells is None else nn.AdaptiveMaxPool2d(cells)
+        self.late = nn.Sequential(*late) if len(late) > 1 else late[0]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        pooled: Tensor = self.late(self.pool(self.early(self.stem(pictures)))).mean((2, 3))
+        return pooled
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        lambda: (Square(), Square()),  # GoogLeNet's last stage
+        lambda: (Square(),),
+        lambda: (nn.Sequential(nn.Conv2d(WIDTH, 4 * WIDTH, 3, 1, 1), nn.ReLU()),),  # another class
+    ],
+)
+def test_a_chain_that_leaves_out_the_towers_end_is_ambiguous(late: Any) -> None:
+    module = fill(Broken(*late()))
+    with pytest.raises(ValueError, match="ambiguous; the argument `blocks`") as raised:
+        find_vision_tower(module)
+    whole, early = str(raised.value).splitlines()[1:]
+    assert "'late" in whole and "(3, 16, 16, 24)" in whole
+    assert "blocks='early': 3 x Square, states (3, 16, 16, 24)" in early
+    names = whole[whole.index("[") + 1 : whole.index("]")].replace("'", "").split(", ")
+    tower = generic_vision(module, blocks=names)
+    assert tower.blocks[-1].stride == 8 and [b.stride for b in tower.blocks[:3]] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        lambda: Broken(Square(), cells=1),  # a head, on a pooled cell
+        lambda: Broken(nn.Sequential(nn.Conv2d(WIDTH, 8, 1), nn.ReLU())),  # a thin neck
+        lambda: Broken(nn.BatchNorm2d(WIDTH)),
+    ],
+)
+def test_a_head_or_a_thin_neck_is_not_taken_for_the_towers_end(late: Any) -> None:
+    tower = find_vision_tower(fill(late()))
+    assert [block.name for block in tower.blocks] == ["early.0", "early.1", "early.2"]
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
@@ -437,6 +498,56 @@ def test_a_layer_that_runs_several_times_is_named() -> None:
         attach_bridgers(build(Recurrent), build(NamedWords))
 
 
+class Leaves(nn.Module):
+    """A CNN of nothing but leaves, as VGG is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, WIDTH, 3, 2, 1), nn.ReLU()]
+        self.features = nn.Sequential(*convs)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        pooled: Tensor = self.features(pictures).mean((2, 3))
+        return pooled
+
+
+class LoneWords(nn.Module):
+    """A text encoder whose parts are kept by kind, as XLM's are; `turned` states have no layout."""
+
+    def __init__(self, turned: bool = False) -> None:
+        super().__init__()
+        self.turned = turned
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH)) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for mlp, norm in zip(self.mlps, self.norms, strict=True):
+            x = x[None] if self.turned else x
+            x = norm(x + mlp(x))
+            x = x[0] if self.turned else x
+        mean: Tensor = x.mean(dim=1)
+        return mean
+
+
+def test_where_no_chain_is_found_what_was_seen_is_listed() -> None:
+    with pytest.raises(TypeError, match="return what could be a state") as raised:
+        find_vision_tower(fill(Leaves()))
+    listed = (
+        "blocks=['features.0', 'features.2']: 2 x Conv2d, states (3, 8, 16, 24), (3, 16, 8, 12)"
+    )
+    assert listed in str(raised.value)
+    assert len(generic_vision(fill(Leaves()), blocks=["features.0", "features.2"]).blocks) == 2
+    with pytest.raises(TypeError, match="return what could be a state") as raised:
+        find_text_tower(fill(LoneWords()))
+    first, second = str(raised.value).splitlines()[1:]  # those with most parameters first
+    assert first.strip() == "blocks='mlps': 3 x Sequential, states (2, 7, 16)"
+    assert second.strip() == "blocks='norms': 3 x LayerNorm, states (2, 7, 16)"
+    with pytest.raises(TypeError, match=r"(?s)Nothing that runs for every block .*\(1, 2, 7, 16\)"):
+        find_text_tower(fill(LoneWords(turned=True)))
+
+
 @pytest.mark.parametrize("module", [nn.Linear(96, 4), nn.Conv2d(3, 4, 1), nn.Identity()])
 def test_what_is_no_encoder_is_refused(module: nn.Module) -> None:
     with pytest.raises(TypeError, match="no vision tower is known .*As an unknown tower"):
@@ -452,7 +563,7 @@ def test_generative_language_models_are_refused() -> None:
     sizes = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
     bert = BertForMaskedLM(BertConfig(vocab_size=VOCAB, **sizes))
     with pytest.raises(TypeError, match="64 numbers a token.*pass the encoder inside it"):
-        attach_bridgers(build(Patches), bert)
+        generic_text(bert)
 
 
 # Saved and loaded.

@@ -457,6 +457,44 @@ def test_stages_that_are_no_maps_are_refused_when_they_are_read() -> None:
         swin.read_map(0, torch.zeros(2, 12, 16, 16), (64, 64))
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "levit_128s",
+            r"'stages.0' of timm Staged .*\(3, 196, 128\); a map.*If modules of this Levit",
+        ),
+        ("coat_lite_tiny", "'serial_blocks1' of timm Staged ran 0 times in a trial forward"),
+        ("selecsls42b", "'features.1' of timm Staged ran and returned no tensor"),
+    ],
+)
+def test_stages_that_are_no_maps_are_refused_when_attaching(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        attach_bridgers(timm_model(name), _text())
+
+
+def test_a_model_of_one_size_whose_class_is_unknown_says_which() -> None:
+    for size in (64, 96):
+        model = timm_model("visformer_tiny", img_size=size, embed_dim=32, depth=1, num_heads=2)
+        encoder = attach_bridgers(model, _text(), 2, SMALL)
+        assert encoder.vision.image_size == (size, size)
+        with pytest.raises(ValueError, match=f"takes pictures of {size} x {size} pixels only"):
+            encoder(images(1, 64, 128), ids(1))
+        encoder(images(1, size), ids(1))
+    assert find_vision_tower(_built("timm/Staged ByobNet")).image_size is None
+
+
+def test_what_a_block_hands_on_beside_its_map_is_there_for_every_expression() -> None:
+    small: Any = dict(img_size=64, base_dims=(8, 8, 8), depth=(1, 1, 1), heads=(2, 4, 8))
+    model = timm_model("pit_ti_224", **small)  # whose class token is not in its maps
+    bridged = changed(attach_bridgers(model, _text(), 2, SMALL)).eval()
+    with torch.no_grad():
+        together = bridged(images(2, 64), torch.stack([ids(2), ids(2).flip(0)], dim=1))
+        alone = bridged(images(2, 64), ids(2).flip(0))
+    for one, other in zip(features(together), features(alone), strict=True):
+        torch.testing.assert_close(one[1::2], other, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["timm/ResNet", "timm/EfficientNet", "timm/MobileNetV3"])
 def test_activation_checkpointing_that_skips_stages_is_named(name: str) -> None:
     module: Any = copy.deepcopy(_built(name))
@@ -531,6 +569,26 @@ def test_peft_wrapped_models_are_known_by_what_they_wrap() -> None:
     assert tower.blocks[1].name == "base_model.model.blocks.1"
     with torch.no_grad():
         assert torch.equal(module.head(tower.call(images(1, 64), {})), wrapped(images(1, 64)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["ResNet", "RegNet", "ConvNeXt", "MobileNetV3"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_classifier_that_peft_wraps_is_still_left_out(name: str, kept: bool) -> None:
+    peft = pytest.importorskip("peft")
+    module: Any = copy.deepcopy(_built(f"torchvision/{name}"))
+    plain = find_vision_tower(module)
+    (classifier,) = plain.classifiers  # type: ignore[attr-defined]
+    expected = plain.pooled(plain.call(images(2, 64), {}))
+    inner = [n for n, m in module.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1][-1]
+    options: dict[str, Any] = dict(target_modules=[inner, *([] if kept else [classifier])])
+    options |= dict(modules_to_save=[classifier]) if kept else {}
+    peft.get_peft_model(module, peft.LoraConfig(r=2, **options))
+    wrapped = find_vision_tower(module)
+    pooled = wrapped.pooled(wrapped.call(images(2, 64), {}))
+    assert pooled is not None and expected is not None
+    assert wrapped.describe() == plain.describe()
+    assert pooled.shape == (2, wrapped.pooled_width)
+    torch.testing.assert_close(pooled, expected)
 
 
 def test_bridged_wrappers_live_on_in_copies() -> None:

@@ -8,7 +8,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from families_text import ROWS, build, coca, dual_encoder, hf_text_encoder, whole
+from families_text import (
+    BART,
+    FROM_PAD,
+    RELATIVE,
+    ROWS,
+    T5,
+    build,
+    coca,
+    dual_encoder,
+    hf_text_encoder,
+    whole,
+)
 from helpers_conformance import SMALL, changed, features, trace
 from helpers_families import TextRow
 from helpers_towers import CONTEXT, EOS, SOS, VOCAB, Watch, fill, hf_vision, ids, images
@@ -72,6 +83,8 @@ def own_features(given: Any, texts: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     if kind == "TextTransformer":
         sentence, tokens = given(texts)
         return tokens, sentence
+    if kind == "BertForSequenceClassification":
+        given = given.bert
     encoder = given.text_model if hasattr(given, "text_projection") else given
     encoder = getattr(encoder, "text_model", encoder)
     masked = {} if kind.startswith(("Siglip", "MetaClip2")) else {"attention_mask": mask.long()}
@@ -88,7 +101,7 @@ def own_features(given: Any, texts: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     if sentence is not None:
         return result.last_hidden_state, sentence
     tokens = result.last_hidden_state
-    mean = kind.endswith(("EncoderModel", "Stack")) or (
+    mean = kind.endswith(("Encoder", "EncoderModel", "Stack")) or (
         getattr(given.config, "classifier_pooling", "") == "mean"
     )
     if not mean:
@@ -249,6 +262,37 @@ def test_descriptions_are_the_same_alone_and_in_a_whole() -> None:
     assert nested["inner"] == "transformers Roberta" and nested["class"] == "HFTextEncoder"
 
 
+@pytest.mark.parametrize(
+    ("name", "at", "options"),
+    [
+        ("BertForSequenceClassification", "bert", {}),
+        ("BertForTokenClassification", "bert", {}),
+        ("BertForNextSentencePrediction", "bert", {}),
+        ("BertForQuestionAnswering", "bert", {}),
+        ("BertForMaskedLM", "bert", {}),
+        ("RobertaForSequenceClassification", "roberta", FROM_PAD),
+        ("DebertaV2ForSequenceClassification", "deberta", RELATIVE),
+        ("T5ForTokenClassification", "transformer", T5),
+    ],
+)
+def test_a_tasks_head_is_left_out(name: str, at: str, options: dict[str, Any]) -> None:
+    config = f"{name.partition('For')[0]}Config"
+    given = build(name, config, **options)()
+    tower, alone = find_text_tower(given), find_text_tower(given.get_submodule(at))
+    assert tower.describe() == alone.describe() and tower.sentence_width == 32
+    texts = ids(pad=tower.pad_id)  # type: ignore[attr-defined]
+    assert torch.equal(run(tower, texts).sentence, run(alone, texts).sentence)
+
+
+def test_the_encoder_of_a_translator_is_taken_where_the_whole_is_refused() -> None:
+    for name in ("Bart", "MBart", "M2M100", "Marian"):
+        model = build(f"{name}Model", **BART)()
+        with pytest.raises(TypeError, match=r"in one: .* or what model.get_encoder\(\) returns"):
+            find_text_tower(model)
+        tower = find_text_tower(model.get_encoder())
+        assert (len(tower.blocks), tower.max_length, tower.sentence_width) == (3, CONTEXT, 32)
+
+
 def test_siglip_2_pads_with_zero_whatever_its_config_says() -> None:
     options = dict(hidden_size=8, num_attention_heads=1, intermediate_size=8, pad_token_id=1)
     model = build("SiglipTextModel", vocab_size=256_000, num_hidden_layers=1, **options)()
@@ -289,6 +333,14 @@ def test_without_a_padding_id_every_token_is_real() -> None:
         (build("BloomForCausalLM", "BloomConfig", n_head=2), "decoder, made to continue texts"),
         (build("T5Model", d_kv=16, d_ff=48, num_layers=1), "encoder alone, such as T5EncoderModel"),
         (build("AlbertModel", embedding_size=16), "ALBERT runs one block object over and over"),
+        (
+            build("AlbertForMaskedLM", "AlbertConfig", embedding_size=16),
+            "ALBERT runs one block object over and over",
+        ),
+        (
+            build("ErnieForSequenceClassification", "ErnieConfig"),
+            "puts a task's head on an encoder.*pass the encoder inside it, model.base_model",
+        ),
     ],
 )
 def test_models_that_cannot_be_text_towers_are_refused_with_the_reason(

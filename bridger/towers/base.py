@@ -52,6 +52,13 @@ def unwrap(module: nn.Module) -> Any:
     return module.get_base_model() if is_a(module, "peft", "PeftModel") else module  # type: ignore[operator]
 
 
+def own_layer(layer: Any) -> Any:
+    """Return the tower's layer inside peft's layers around it, or the layer itself."""
+    while is_a(layer, "peft", "BaseTunerLayer", "AuxiliaryTrainingWrapper"):
+        layer = layer._modules.get("base_layer", layer._modules.get("original_module"))
+    return layer
+
+
 def has_prompts(module: Any) -> bool:
     """Whether it is a model of peft that puts virtual tokens before its texts."""
     if not is_a(module, "peft", "PeftModel"):

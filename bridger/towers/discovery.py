@@ -17,7 +17,10 @@ DOMINANT = 0.9
 """An element with this share of a chain's parameters is the tower, its siblings stem and neck."""
 
 RIVAL = 0.5
-"""A second chain with this share of the best one's parameters could be meant as well."""
+"""What holds this share of the best chain's parameters could be meant as well, or belong to it."""
+
+SHOWN = 8
+"""So many sets of modules are listed where no chain was found."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,10 @@ def find_blocks(
         and not best.holds(chain)
         and chain.parameters >= RIVAL * best.parameters
     ]
-    if rivals:
-        listed = "\n  ".join(chain.shown() for chain in [best, *rivals])
+    rest = _rest(best, trace, fits)
+    longer = [Chain("", (*best.links, *rest), whole=False)] if rest else []
+    if rivals or longer:
+        listed = "\n  ".join(chain.shown() for chain in [*longer, best, *rivals])
         raise ValueError(
             f"the blocks of {type(module).__name__} are ambiguous; the argument `blocks` of "
             f"generic_vision or generic_text decides. Candidates:\n  {listed}"
@@ -107,9 +112,43 @@ def _innermost(chain: Chain, chains: Sequence[Chain]) -> Chain:
     return chain
 
 
-def _chains(module: nn.Module, trace: Trace, fits: Fits) -> Iterator[Chain]:
+def _rest(chain: Chain, trace: Trace, fits: Fits) -> list[Firing]:
+    """Return blocks that run after a chain, where it would leave out the tower's end.
+
+    What stands between stages (a pool, positions) breaks a chain. Further blocks of the last
+    one's class go on with its work; others do where there is much of them.
+    """
+    last = chain.links[-1]
+    after = trace.firings[trace.firings.index(last) + 1 :]
+    around = [f for f in after if f.name and last.name.startswith(f"{f.name}.")]
+    later = [
+        firing
+        for firing in _once(trace)
+        if firing in after and firing.name and firing not in around
+        # One token or cell is a feature: a head's, no map's.
+        if _is_block(firing, fits) and firing.state is not None and firing.state.squeeze().ndim > 2
+    ]
+    alike = _outermost([firing for firing in later if type(firing.module) is type(last.module)])
+    if alike:
+        return alike
+    rest = _outermost(later)
+    held = Chain("", tuple(rest), whole=False).parameters
+    return rest if rest and held >= RIVAL * chain.parameters else []
+
+
+def _once(trace: Trace) -> list[Firing]:
+    """Return the firings of modules that ran once: a hook cannot tell several calls apart."""
     counts = Counter(firing.name for firing in trace.firings)
-    once = {f.name: (i, f) for i, f in enumerate(trace.firings) if counts[f.name] == 1}
+    return [firing for firing in trace.firings if counts[firing.name] == 1]
+
+
+def _outermost(firings: Sequence[Firing]) -> list[Firing]:
+    names = [f"{firing.name}." for firing in firings]
+    return [f for f in firings if not any(f.name.startswith(name) for name in names)]
+
+
+def _chains(module: nn.Module, trace: Trace, fits: Fits) -> Iterator[Chain]:
+    once = {firing.name: (i, firing) for i, firing in enumerate(_once(trace))}
     for parent, owner in module.named_modules():
         names = [f"{parent}.{child}" if parent else child for child, _ in owner.named_children()]
         fired = [firing for _, firing in sorted(once[n] for n in names if n in once)]
@@ -126,10 +165,13 @@ def _chains(module: nn.Module, trace: Trace, fits: Fits) -> Iterator[Chain]:
 
 def _is_block(firing: Firing, fits: Fits) -> bool:
     """Leaves are no blocks: a convolution and its activation would make a chain."""
-    module = firing.module
-    composed = next(module.children(), None) is not None
-    owns = next(module.parameters(), None) is not None
-    return composed and owns and firing.state is not None and fits(firing.state)
+    composed = next(firing.module.children(), None) is not None
+    return composed and _could_be_block(firing, fits)
+
+
+def _could_be_block(firing: Firing, fits: Fits) -> bool:
+    owns = next(firing.module.parameters(), None) is not None
+    return owns and firing.state is not None and fits(firing.state)
 
 
 def _named(
@@ -186,4 +228,32 @@ def _nothing_found(module: nn.Module, trace: Trace, fits: Fits) -> str:
     repeated = [f"{name} ({times} times)" for name, times in again.items() if name in states]
     if repeated:
         text += f". These ran more than once, where a hook cannot tell calls apart: {repeated}"
-    return f"{text}. Where it has blocks of another kind, name them: the argument `blocks`"
+    text += ". Where it has blocks of another kind, name them: the argument `blocks` decides"
+    if seen := _sets(module, trace, lambda firing: _could_be_block(firing, fits)):
+        text += ". These return what could be a state:"
+    elif seen := _sets(module, trace, lambda firing: len(firing.shape) > 2):
+        text += ". Nothing that runs for every block returns what could be a state; found were:"
+    return "\n  ".join([text, *(chain.shown() for chain in seen)])
+
+
+def _sets(module: nn.Module, trace: Trace, wanted: Callable[[Firing], bool]) -> list[Chain]:
+    """Return sets of modules that could be blocks: their names differ in a number only.
+
+    Those with most parameters come first; what lies inside another set is left out.
+    """
+    sets: dict[tuple[str, type[nn.Module]], list[Firing]] = {}
+    for firing in _once(trace):
+        pieces = ["*" if piece.isdigit() else piece for piece in firing.name.split(".")]
+        if "*" in pieces and wanted(firing):
+            sets.setdefault((".".join(pieces), type(firing.module)), []).append(firing)
+    several = [firings for firings in sets.values() if len(firings) > 1]
+    outer = _outermost([firing for firings in several for firing in firings])
+    chains = [_set_of(module, firings) for firings in several if firings[0] in outer]
+    return sorted(chains, key=lambda chain: chain.parameters, reverse=True)[:SHOWN]
+
+
+def _set_of(module: nn.Module, firings: Sequence[Firing]) -> Chain:
+    parent = firings[0].name.rpartition(".")[0]
+    children = {name for name, _ in module.get_submodule(parent).named_children()}
+    names = {firing.name.removeprefix(f"{parent}.") for firing in firings}
+    return Chain(parent, tuple(firings), whole=names == children)

@@ -17,6 +17,7 @@ from bridger.towers.dense import DenseProjection, Tail
 from bridger.towers.pre_logits import StagedMapTower, last_of_each_stride
 from bridger.towers.registry import register_tower
 from bridger.towers.timm_base import SET_INPUT_SIZE, TimmTower
+from bridger.towers.timm_trial import only_size
 from bridger.towers.vision import ChannelsLastMapVisionTower, MapVisionTower
 
 ONE_CELL = {"b c h w": "(b h w) c 1 1", "b h w c": "(b h w) 1 1 c"}
@@ -133,8 +134,17 @@ class ByFeatureInfo(TimmStages):
     """Any model of timm whose `feature_info` names at least two stages.
 
     Asked last. Its last map is the last stage's, as it is; at sizes that the last stride does
-    not divide, the map's size may be one less than `map_grid` says.
+    not divide, the map's size may be one less than `map_grid` says. A trial forward sees whether
+    stages return maps, and whether the model takes one picture size only.
     """
+
+    def __init__(self, given: nn.Module) -> None:
+        """Read the stages and try them; ValueError where they are no maps."""
+        super().__init__(given)
+        only = only_size(self, self.fixed_size)
+        if self.fixed_size is None and only is not None:
+            self.image_size = self.fixed_size = only
+            self.other_size = "resize the pictures"
 
     @classmethod
     def matches(cls, module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bridger.towers.base import child_at
+from bridger.towers.base import child_at, is_a
 
 LIBRARY = "transformers"
 
@@ -32,6 +32,29 @@ def _plain_options(forward: Callable[..., Any]) -> dict[str, bool]:
     if hasattr(forward, "__wrapped__"):  # then `return_dict` is taken by the library's decorator
         names.add("return_dict")
     return {name: value for name, value in options.items() if open_ended or name in names}
+
+
+def core_of(module: nn.Module, classes: tuple[str, ...], *homes: str) -> Any:
+    """Return the model of one of those classes: the module, or the model that it puts a head on.
+
+    A model with a head is defined in the same file of the library as what it wraps: a dual
+    encoder that is put together from any two models projects their features, and is not meant.
+    None where there is none.
+
+    Args:
+        module: any module.
+        classes: names of the library's classes.
+        homes: children that may hold the model, besides the one that `base_model_prefix` names.
+    """
+    if is_a(module, LIBRARY, *classes):
+        return module
+    for name in (getattr(module, "base_model_prefix", None), *homes):
+        core = module._modules.get(name) if isinstance(name, str) else None
+        if core is not None and is_a(core, LIBRARY, *classes):
+            files = {base.__module__ for base in type(core).__mro__ if base.__name__ in classes}
+            if any(base.__module__ in files for base in type(module).__mro__):
+                return core
+    return None
 
 
 def core_path(module: Any, name: str) -> str:

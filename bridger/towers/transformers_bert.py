@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a
 from bridger.towers.registry import refuse_tower, register_tower
 from bridger.towers.text import mean_of_real
-from bridger.towers.transformers import LIBRARY
+from bridger.towers.transformers import core_of
 from bridger.towers.transformers_text import MaskedText
 
 
@@ -152,7 +151,7 @@ class AltClipText(MaskedText):
 
 
 def _is_albert(module: nn.Module) -> bool:
-    return is_a(module, LIBRARY, "AlbertModel")
+    return core_of(module, ("AlbertModel",)) is not None
 
 
 refuse_tower(

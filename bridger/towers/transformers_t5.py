@@ -43,10 +43,14 @@ class T5Text(MaskedText):
         return mean_of_real(tokens, token_mask)
 
 
-def _has_both_halves(module: Any) -> bool:
+def _has_both_halves(module: nn.Module) -> bool:
+    # The config of an encoder alone still speaks of the whole that it was taken from, and what
+    # predicts masked words is called a decoder as well.
     config = getattr(module, "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False)) and is_a(
-        module, LIBRARY, "PreTrainedModel"
+    return (
+        is_a(module, LIBRARY, "PreTrainedModel")
+        and bool(getattr(config, "is_encoder_decoder", False))
+        and any(name.rpartition(".")[2] == "decoder" for name, _ in module.named_modules())
     )
 
 
@@ -67,5 +71,5 @@ refuse_tower(
     "text",
     _has_both_halves,
     "it is an encoder and a decoder in one: expected the encoder alone, such as T5EncoderModel, "
-    "or model.get_encoder() of a full T5",
+    "or what model.get_encoder() returns",
 )

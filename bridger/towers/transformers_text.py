@@ -9,17 +9,19 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a, unwrap
+from bridger.towers.registry import refuse_tower
 from bridger.towers.text import TextTower, without_padding
-from bridger.towers.transformers import LIBRARY, call_plainly, name_of, part_of
+from bridger.towers.transformers import LIBRARY, call_plainly, core_of, name_of, part_of
 from bridger.towers.views import view_with
 
-ABSOLUTE = ("position_embedding.weight", "position_embeddings.weight")
+ABSOLUTE = ("position_embedding.weight", "position_embeddings.weight", "embed_positions.weight")
 RELATIVE = ("rel_embeddings.weight", "relative_attention_bias.weight")
 
 
 class TransformersText(TextTower):
-    """A text model of transformers, alone or as the `text_model` of a whole dual encoder.
+    """A text model of transformers, alone, under a task's head, or in a whole dual encoder.
 
+    A head (`...ForSequenceClassification` and its like) is left out: its sentence would be logits.
     `module` is the encoder, or the whole where that projects the sentence. `call` returns the
     sentence. Names of parts differ between versions of the library: of several paths below the
     encoder, the first that the model has is taken.
@@ -44,8 +46,8 @@ class TransformersText(TextTower):
 
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
-        """Whether it is one of the family's classes."""
-        return is_a(module, cls.library, *cls.encoders, *cls.wholes)
+        """Whether it is one of the family's classes, or a model with a head on one of them."""
+        return core_of(module, (*cls.encoders, *cls.wholes)) is not None
 
     def __init__(self, given: nn.Module) -> None:
         """Read the encoder and, where there is one, its projection.
@@ -53,12 +55,13 @@ class TransformersText(TextTower):
         Raises:
             ValueError: it is built as a decoder, or a part lies where no known version has it.
         """
-        owner = unwrap(given)
+        whole = unwrap(given)
+        owner: Any = core_of(whole, (*self.encoders, *self.wholes))
         encoder: Any = owner._modules.get(self.entry, owner)
         projection: Any = owner._modules.get("text_projection")
         self._path = "" if projection is None else self.entry
         self.module = encoder if projection is None else owner
-        self.name = name_of(owner)
+        self.name = name_of(owner) or name_of(whole)
         config = encoder.config
         if getattr(config, "is_decoder", False):
             raise ValueError(
@@ -189,3 +192,16 @@ class UnmaskedText(TransformersText):
     def run(self, module: Any, input_ids: Tensor, token_mask: Tensor) -> Any:
         """Call the encoder on the ids alone."""
         return call_plainly(self.encoder_of(module), input_ids=input_ids)
+
+
+def _has_head(module: Any) -> bool:
+    return is_a(module, LIBRARY, "PreTrainedModel") and module.base_model is not module
+
+
+# Asked last: other refusals say more of what they refuse.
+refuse_tower(
+    "text",
+    _has_head,
+    "it puts a task's head on an encoder, and what the head returns (logits) stands for no "
+    "sentence: pass the encoder inside it, model.base_model",
+)

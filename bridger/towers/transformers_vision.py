@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from bridger.towers.base import child_at, is_a, pair, unwrap
 from bridger.towers.dense import DenseProjection, NormProjection
-from bridger.towers.transformers import LIBRARY, call_plainly, core_path, name_of, part_of
+from bridger.towers.transformers import (
+    LIBRARY,
+    call_plainly,
+    core_of,
+    core_path,
+    name_of,
+    part_of,
+)
 from bridger.towers.vision import TokenVisionTower, VisionTower
 
 POSITIONS = (
@@ -21,8 +28,8 @@ POSITIONS = (
 )
 """How names of parameters end that hold positions, absolute or relative."""
 
-HOMES = ("vision_model",)
-"""Children that hold a vision model, besides the one that `base_model_prefix` names."""
+HOME = "vision_model"
+"""The child that holds a vision model, besides the one that `base_model_prefix` names."""
 
 
 class TransformersVision(VisionTower):
@@ -50,7 +57,7 @@ class TransformersVision(VisionTower):
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether it is one of the family's classes, or a model with a head on one of them."""
-        return core_of(module, (*cls.classes, *cls.refused)) is not None
+        return core_of(module, (*cls.classes, *cls.refused), HOME) is not None
 
     def __init__(self, given: nn.Module) -> None:
         """Find the model, its encoder and its name; families read the rest.
@@ -60,7 +67,7 @@ class TransformersVision(VisionTower):
                 the library has it.
         """
         whole = unwrap(given)
-        core: Any = core_of(whole, (*self.classes, *self.refused))
+        core: Any = core_of(whole, (*self.classes, *self.refused), HOME)
         for name, reason in self.refused.items():
             if is_a(core, LIBRARY, name):
                 raise ValueError(f"{type(whole).__name__} of {LIBRARY} gives no map: {reason}")
@@ -158,21 +165,3 @@ class TransformersTokens(TransformersVision, TokenVisionTower):
     def pool(self, last: Tensor) -> Tensor:
         """Pool the first token, or the mean of the patches; see `TransformersVision`."""
         return last[:, 0] if self.pools == "first" else last[:, self.prefix :].mean(dim=1)
-
-
-def core_of(module: nn.Module, classes: tuple[str, ...]) -> Any:
-    """Return the model of one of those classes: the module, or the model that it puts a head on.
-
-    A model with a head is defined in the same file of the library as what it wraps: a dual
-    encoder that is put together from any two models projects their features, and is not meant.
-    None where there is none.
-    """
-    if is_a(module, LIBRARY, *classes):
-        return module
-    for name in (getattr(module, "base_model_prefix", None), *HOMES):
-        core = module._modules.get(name) if isinstance(name, str) else None
-        if core is not None and is_a(core, LIBRARY, *classes):
-            files = {base.__module__ for base in type(core).__mro__ if base.__name__ in classes}
-            if any(base.__module__ in files for base in type(module).__mro__):
-                return core
-    return None

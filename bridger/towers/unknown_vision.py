@@ -72,7 +72,7 @@ def generic_vision(
     inner = unwrap(module)
     said = Said(layout, prefix, patch)
     errors: dict[tuple[int, int], Exception] = {}
-    for size, free in _sizes(inner, image_size):
+    for size, free in sizes_to_try(inner, image_size):
         pictures = trial_pictures(inner, size)
         try:
             trace = watch(inner, functools.partial(inner, pictures))
@@ -96,7 +96,7 @@ def generic_vision(
 
 def takes_pictures(module: nn.Module) -> bool:
     """Whether the module runs on pictures of some usual size."""
-    for size, _ in _sizes(module, None):
+    for size, _ in sizes_to_try(module, None):
         try:
             watch(module, functools.partial(module, trial_pictures(module, size)))
         except Exception:  # see generic_vision
@@ -234,17 +234,24 @@ class GenericMaps(_Unknown, MapVisionTower):
         return grid_of(image_size, self.blocks[-1].stride or 1)
 
 
-def _sizes(
+def sizes_to_try(
     module: nn.Module, image_size: int | Sequence[int] | None
 ) -> Iterator[tuple[tuple[int, int], bool]]:
-    """Yield sizes to try, each with whether a tower that takes it is free to take others."""
+    """Yield sizes (H, W) to try, each with whether a tower that takes it is free to take others.
+
+    Args:
+        module: the tower, which may name its size.
+        image_size: the one size to try, or None.
+    """
     if image_size is not None:
         yield pair(image_size), False
         return
     yield from ((size, True) for size in FREE)
+    configs = hinted(module, "pretrained_cfg", "default_cfg")  # timm's
+    named = [c["input_size"][1:] for c in configs if isinstance(c, Mapping) and "input_size" in c]
     hints = [
         pair(hint)
-        for hint in hinted(module, "image_size", "img_size", "input_size")
+        for hint in [*hinted(module, "image_size", "img_size", "input_size"), *named]
         if isinstance(hint, int) or (isinstance(hint, (tuple, list)) and len(hint) == 2)
     ]
     yield from ((size, False) for size in dict.fromkeys([*hints, *((n, n) for n in NATIVE)]))

@@ -204,7 +204,7 @@ class MapVisionTower(VisionTower):
                 f"block {self.blocks[block].name!r} holds maps (C, H, W) = "
                 f"{tuple(state.shape[1:])}, found {tuple(new_map.shape[1:])}"
             )
-        return with_state(output, new_map.to(state.dtype))
+        return _with_rows(output, new_map.to(state.dtype))
 
 
 class ChannelsLastMapVisionTower(MapVisionTower):
@@ -217,7 +217,7 @@ class ChannelsLastMapVisionTower(MapVisionTower):
     def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
         """Return the output with another map, channels last; see `VisionTower.write_map`."""
         written: Tensor = super().write_map(block, state_of(output).movedim(-1, 1), new_map)
-        return with_state(output, written.movedim(1, -1).contiguous())
+        return _with_rows(output, written.movedim(1, -1).contiguous())
 
 
 def grid_of(image_size: tuple[int, int], stride: int, rounds_up: bool = True) -> tuple[int, int]:
@@ -234,3 +234,23 @@ def _repeats(block: Block, old: int, new: int) -> int:
             f"{old} rows, found {new}"
         )
     return repeats
+
+
+def _with_rows(output: Any, state: Tensor) -> Any:
+    """Return an output with another state, and what else it holds of each image as often.
+
+    A block may hand class tokens on beside its map (timm's PiT).
+    """
+    written = with_state(output, state)
+    old = state_of(output).shape[0]
+    if not isinstance(written, tuple) or state.shape[0] == old:
+        return written
+    return (
+        state,
+        *(
+            other.repeat_interleave(state.shape[0] // old, dim=0)
+            if isinstance(other, Tensor) and other.ndim and other.shape[0] == old
+            else other
+            for other in written[1:]
+        ),
+    )
