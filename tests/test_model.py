@@ -12,6 +12,7 @@ from helpers_towers import PAIRS, ids, images
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import bridger
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
 
@@ -83,6 +84,13 @@ def test_trainable_parameters_are_what_the_loss_reaches() -> None:
     reached = {id(p) for p in model.parameters() if p.grad is not None}
     assert reached == trainable
     assert [g["name"] for g in model.parameter_groups()] == ["bridgers", "tower_tensors", "head"]
+
+
+@pytest.mark.parametrize("name", ["bridgers", "tower_tensors", "peft"])
+def test_a_head_with_the_name_of_another_part_is_refused(name: str) -> None:
+    encoder = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'.*choose another name"):
+        encoder.with_heads(**{name: (ReferringSegmentationHead, HEAD)})
 
 
 def test_print_trainable_parameters_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +198,17 @@ def test_predict_without_a_processor_says_what_to_pass() -> None:
         model.predict(np.zeros((8, 8, 3), np.uint8), "a dog", threshold=2)
     with pytest.raises(ValueError, match="2 pictures need as many texts, got 1"):
         model.predict([np.zeros((8, 8, 3), np.uint8)] * 2, "a dog")
+
+
+def test_predict_leaves_every_module_in_its_mode() -> None:
+    vision, text, _ = bridger.load_tiny_clip()
+    model = attach_bridgers(vision, text, 2, SMALL).with_head(ReferringSegmentationHead, **HEAD)
+    model.train()
+    assert model.encoder.bridgers is not None
+    model.encoder.bridgers.stages[0].eval()  # one part is held still, as fine-tuning often does
+    modes = [module.training for module in model.modules()]
+    model.predict(np.zeros((8, 8, 3), np.uint8), "the owl")
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_checkpointed_blocks_and_autocast_give_equal_gradients() -> None:
