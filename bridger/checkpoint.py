@@ -136,7 +136,7 @@ def load(
         model = BridgedModel(encoder, heads, processor, weights)
         model.to(next(encoder.towers.parameters()).device)
         load_adapter_tensors(model, tensors, str(folder))
-        encoder.before_peft = before
+        encoder.before_peft.update(before)
     except BaseException:
         if encoder is not None:
             encoder.detach()
