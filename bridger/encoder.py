@@ -68,19 +68,28 @@ def attach_bridgers(
         The encoder, `encoder(pixel_values, input_ids) -> BridgedFeatures`.
 
     Raises:
-        TypeError: one of the models is no encoder, or is on the wrong side.
+        TypeError: one of the models is no encoder, or is on the wrong side; options of another
+            type.
         ValueError: a tower on the meta device, an unknown tower whose blocks are ambiguous,
             stages out of range or out of order, a config that does not fit.
     """
     if isinstance(config, str):
         config = BridgerConfig.preset(config)
+    if config is not None and not isinstance(config, BridgerConfig):
+        raise TypeError(
+            f"config must be a BridgerConfig, the name of a preset, or None, got {config!r}; "
+            f"BridgerConfig.from_dict makes one of a dict"
+        )
+    patterns = (trainable,) if isinstance(trainable, str) else trainable
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f"trainable must be a pattern or a list of patterns, got {trainable!r}")
     vision, text = find_vision_tower(vision_model), find_text_tower(text_model)
     return BridgedEncoder(
         vision,
         text,
         stages,
         config,
-        trainable=(trainable,) if isinstance(trainable, str) else trainable,
+        trainable=patterns,
         connect=connect,
         word_length=word_length,
     )

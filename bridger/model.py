@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bridger import checkpoint
+from bridger._etris_layout import ReleasedLayout
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures
 from bridger.half_towers import HalfTowers
@@ -58,6 +59,7 @@ class BridgedModel(HalfTowers):
         self.encoder = encoder
         self.heads: Mapping[str, Head] = nn.ModuleDict(dict(heads))  # type: ignore[assignment]
         self.processor = processor
+        self.etris_layout: ReleasedLayout | None = None  # set by bridger.etris
         self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in heads}
 
     @classmethod

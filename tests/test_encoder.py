@@ -263,6 +263,25 @@ def test_unknown_presets_and_patterns_leave_the_towers_alone() -> None:
     assert trace(text) == before
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"config": {}}, "config must be a BridgerConfig"),
+        ({"config": 3}, "config must be a BridgerConfig"),
+        ({"trainable": None}, "trainable must be a pattern"),
+        ({"trainable": [3]}, "trainable must be a pattern"),
+        ({"word_length": "x"}, "word_length must be a whole number"),
+        ({"word_length": True}, "word_length must be a whole number"),
+    ],
+)
+def test_options_of_another_type_are_refused(option: dict[str, object], words: str) -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    before = trace(text)
+    with pytest.raises(TypeError, match=words):
+        attach_bridgers(vision, text, 2, **option)  # type: ignore[arg-type]
+    assert trace(text) == before
+
+
 def test_one_pattern_need_not_be_a_list() -> None:
     one = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL, trainable="positions")
     many = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL, trainable=["positions"])
