@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,3 +23,32 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, whose files take their places in `folder` at the end.
+
+    Each file by a rename, those of inner folders first; what else was in such an inner folder
+    goes after that. After an error `folder` is as it was, and nothing is left in it.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
+        fresh = Path(name)
+        yield fresh
+        mode = folder.stat().st_mode & 0o666
+        for inner in sorted(path for path in fresh.iterdir() if path.is_dir()):
+            target = folder / inner.name
+            target.mkdir(exist_ok=True)
+            names = _move_files(inner, target, mode)
+            for path in target.iterdir():
+                if path.name not in names:
+                    path.unlink()
+        _move_files(fresh, folder, mode)
+
+
+def _move_files(source: Path, target: Path, mode: int) -> set[str]:
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    for path in files:
+        path.chmod(mode)
+        os.replace(path, target / path.name)
+    return {path.name for path in files}

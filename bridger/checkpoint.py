@@ -3,7 +3,8 @@
 `bridger_config.json` says what the adapter is and which towers it was made for;
 `bridger.safetensors` holds its numbers and, as metadata, the same config. One rename puts the
 weights in place, so that a crash leaves the old adapter or the new one: where the readable
-config does not belong to the weights, the weights' own copy counts.
+config does not belong to the weights, the weights' own copy counts. The processor's files are
+put in place just before the weights, when everything is written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bridger._files import replacing
+from bridger._etris_layout import SAVED, ReleasedLayout
+from bridger._files import replacing, staging
+from bridger.adapter_config import FORMAT_VERSION, read_config
 from bridger.bridgers import BridgerConfig
 from bridger.encoder import attach_bridgers
 from bridger.heads import get_head
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from bridger.model import BridgedModel
 
 CONFIG_FILE, WEIGHTS_FILE = "bridger_config.json", "bridger.safetensors"
-FORMAT_VERSION = 1
 
 
 def save(
@@ -57,23 +59,29 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     config = describe(model)
     text = json.dumps(config, indent=2) + "\n"
-    if model.processor is not None:
-        model.processor.save(folder)
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in model.adapter_state_dict().items()
     }
-    # The inner one, the weights, is put in place first.
-    with replacing(folder / CONFIG_FILE) as readable, replacing(folder / WEIGHTS_FILE) as weights:
+    if model.etris_layout is not None:
+        tensors |= model.etris_layout.tensors()
+    # The last one is put in place first: weights that need a processor find it.
+    with (
+        replacing(folder / CONFIG_FILE) as readable,
+        replacing(folder / WEIGHTS_FILE) as weights,
+        staging(folder) as fresh,
+    ):
         save_file(tensors, weights, metadata={"format": "pt", "bridger_config": text})
         readable.write_text(text)
+        if model.processor is not None:
+            model.processor.save(fresh)
 
 
 def describe(model: BridgedModel) -> dict[str, Any]:
     """Return the config that is saved: towers, encoder, heads."""
     from bridger import __version__
 
-    encoder = model.encoder
+    encoder, layout = model.encoder, model.etris_layout
     return {
         "format_version": FORMAT_VERSION,
         "bridger_version": __version__,
@@ -95,6 +103,7 @@ def describe(model: BridgedModel) -> dict[str, Any]:
             for name, head in model.heads.items()
         },
         "processor": model.processor is not None,
+        **({} if layout is None else {"etris": layout.to_dict()}),
     }
 
 
@@ -135,8 +144,10 @@ def load(
         processor = Processor.load(folder) if config["processor"] else None
         model = BridgedModel(encoder, heads, processor, weights)
         model.to(next(encoder.towers.parameters()).device)
+        if (layout := config.get("etris")) is not None:
+            model.etris_layout = ReleasedLayout.from_saved(layout, tensors)
         load_adapter_tensors(model, tensors, str(folder))
-        encoder.before_peft = before
+        encoder.before_peft.update(before)
     except BaseException:
         if encoder is not None:
             encoder.detach()
@@ -177,13 +188,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             UserWarning,
             stacklevel=4,
         )
-    config: dict[str, Any] = json.loads(text)
-    if config["format_version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} has format {config['format_version']}, this bridger reads up to "
-            f"{FORMAT_VERSION}; upgrade with pip install -U bridger-peft"
-        )
-    return config, tensors
+    return read_config(text, path), tensors
 
 
 def _check_towers(saved: Mapping[str, Any], towers: Mapping[str, Tower]) -> None:
@@ -217,6 +222,7 @@ def load_adapter_tensors(model: BridgedModel, tensors: Mapping[str, Tensor], sou
         ValueError: names are missing or unexpected, or shapes differ; all are listed.
     """
     own = model.adapter_state_dict()
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(SAVED)}
     problems = [f"missing: {name}" for name in own if name not in tensors]
     problems += [f"unexpected: {name}" for name in tensors if name not in own]
     problems += [

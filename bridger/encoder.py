@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from bridger.attachment import Attachment
 from bridger.bridgers import BridgerConfig
 from bridger.bridging import Bridging, make_bridgers, stride_of
 from bridger.compiling import CompiledBlocks
+from bridger.disabling import disabled, is_disabled
 from bridger.expressions import as_released, check_word_length, flatten_expressions
 from bridger.features import BridgedFeatures, EncoderSpec
-from bridger.freezing import Flags, flags_before, hold, release
+from bridger.freezing import Flags, flags_before, hold
 from bridger.half_towers import HalfTowers
 from bridger.lockstep import StageHooks, run_lockstep
 from bridger.recomputing import (
@@ -28,7 +30,7 @@ from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
 from bridger.tap import Tap, taking
 from bridger.tower_peft import PeftPart, find_peft, tuned_modules
-from bridger.tower_peft_changes import Parameters, merge_peft, take_out_peft
+from bridger.tower_peft_changes import Parameters, merge_peft
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 
@@ -74,19 +76,28 @@ def attach_bridgers(
         The encoder, `encoder(pixel_values, input_ids) -> BridgedFeatures`.
 
     Raises:
-        TypeError: one of the models is no encoder, or is on the wrong side.
+        TypeError: one of the models is no encoder, or is on the wrong side; options of another
+            type.
         ValueError: a tower on the meta device, an unknown tower whose blocks are ambiguous,
             stages out of range or out of order, a config that does not fit.
     """
     if isinstance(config, str):
         config = BridgerConfig.preset(config)
+    if config is not None and not isinstance(config, BridgerConfig):
+        raise TypeError(
+            f"config must be a BridgerConfig, the name of a preset, or None, got {config!r}; "
+            f"BridgerConfig.from_dict makes one of a dict"
+        )
+    patterns = (trainable,) if isinstance(trainable, str) else trainable
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f"trainable must be a pattern or a list of patterns, got {trainable!r}")
     vision, text = find_vision_tower(vision_model), find_text_tower(text_model)
     return BridgedEncoder(
         vision,
         text,
         stages,
         config,
-        trainable=(trainable,) if isinstance(trainable, str) else trainable,
+        trainable=patterns,
         connect=connect,
         word_length=word_length,
     )
@@ -118,7 +129,6 @@ class BridgedEncoder(HalfTowers):
         )
         self.trainable = tuple(trainable)
         self.word_length = check_word_length(word_length, text.max_length)
-        self._enabled = True
         self._compiled: tuple[CompiledBlocks, CompiledBlocks] | None = None
         self._switched: list[Switched] = []
         self.before_peft: Parameters = {}  # set where loading put layers of peft into the towers
@@ -143,7 +153,8 @@ class BridgedEncoder(HalfTowers):
         )
         # After the stages' hooks, so that the taps see the bridged states.
         self._taps = (Tap(self.vision.blocks[-1].module), Tap(self.text.blocks[-1].module))
-        hold(self._frozen, before)
+        hooks: tuple[StageHooks | Tap, ...] = (*self._hooks, *self._taps)
+        self._attachment = Attachment(hooks, self._frozen, self.before_peft, self._switched, before)
         self._attached = True
 
     def detach(self) -> None:
@@ -151,18 +162,11 @@ class BridgedEncoder(HalfTowers):
 
         A second call does nothing. The encoder cannot run afterwards. Where loading the adapter
         brought layers of peft, the towers are what they were before; a user's own stay.
+        An encoder that nothing refers to any more is detached by itself.
         """
-        if not self._attached:
-            return
-        self._attached = False
-        switch_off(self._switched)
-        for hooks in self._hooks:
-            hooks.remove()
-        for tap in self._taps:
-            tap.remove()
-        release(self._frozen)
-        if self.before_peft:
-            take_out_peft(self.before_peft)
+        if self._attached:
+            self._attached = False
+            self._attachment.leave()
 
     @property
     def spec(self) -> EncoderSpec:
@@ -225,7 +229,8 @@ class BridgedEncoder(HalfTowers):
         self, pixel_values: Tensor, ids: Tensor, token_mask: Tensor, expressions: int
     ) -> BridgedFeatures:
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        tensors = self.tower_tensors.by_tower() if self._enabled else {"vision": {}, "text": {}}
+        no_tensors: dict[str, dict[str, Tensor]] = {"vision": {}, "text": {}}
+        tensors = no_tensors if is_disabled(self) else self.tower_tensors.by_tower()
         bridge = Bridging(self, token_mask, image_size, expressions)
         vision, text = self.vision, self.text
         if self._compiled is not None:
@@ -297,23 +302,23 @@ class BridgedEncoder(HalfTowers):
     def activation_checkpointing_disable(self) -> None:
         """Undo `activation_checkpointing_enable`; what was on before it stays on."""
         switch_off(self._switched)
-        self._switched = []
+        self._switched.clear()
         recompute(self, False)
         self.train(self.training)
 
     @contextmanager
     def disable(self) -> Iterator[None]:
-        """Run without Bridgers and with the towers' own tensors, as if never attached."""
-        was, self._enabled = self._enabled, False
-        try:
+        """Run without Bridgers and with the towers' own tensors, as if never attached.
+
+        It acts in the thread (or the task of asyncio) that opens it, and in no other.
+        """
+        with disabled(self):
             yield
-        finally:
-            self._enabled = was
 
     @property
     def enabled(self) -> bool:
-        """Whether Bridgers act in a forward: there are some and they are not disabled."""
-        return self._enabled and self.bridgers is not None
+        """Whether Bridgers act in this thread's forwards: there are some and none disabled them."""
+        return self.bridgers is not None and not is_disabled(self)
 
     def train(self, mode: bool = True) -> BridgedEncoder:
         """Set the mode of Bridgers and of peft's layers; all else in the towers stays in eval."""
@@ -360,7 +365,7 @@ class BridgedEncoder(HalfTowers):
         if not parts:
             raise ValueError("the towers hold no layers of peft: there is nothing to merge")
         merge_peft(parts)
-        self.before_peft = {}
+        self.before_peft.clear()
         held = set(self._frozen)
         trained = [module for module in self.towers.modules() if module not in held]
         hold(trained)  # copies of whole layers that peft has trained
@@ -384,7 +389,9 @@ class BridgedEncoder(HalfTowers):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps")}
+        state = {
+            k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps", "_attachment")
+        }
         state["_compiled"] = None
         if self._attached:
             state["_before"] = flags_before(self._frozen)

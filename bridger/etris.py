@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bridger._etris_layout import ReleasedLayout
 from bridger._etris_names import released_slots
 from bridger._files import replacing
 from bridger.bridgers import BridgerConfig
@@ -36,21 +35,6 @@ HEAD_WIDTH = 64  # of CLIP's attention heads
 EXACT = (torch.float32, torch.float16, torch.bfloat16, torch.int64)  # float32 holds them all
 
 
-@dataclass
-class ReleasedLayout:
-    """What a state dict was like, beyond its numbers: so that it comes back as it was.
-
-    Attributes:
-        prefix: in front of all names: "module." under DDP.
-        dtypes: the names that were there, in order, without the prefix.
-        masks: attention masks, which the model makes by itself.
-    """
-
-    prefix: str = ""
-    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
-    masks: dict[str, Tensor] = field(default_factory=dict)
-
-
 def load(path: str | os.PathLike[str], word_length: int = 17, **options: Any) -> BridgedModel:
     """Read a released .pth file; nothing in it but tensors and plain values is run or built.
 
@@ -60,16 +44,22 @@ def load(path: str | os.PathLike[str], word_length: int = 17, **options: Any) ->
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds other things than tensors, or another model.
+        ValueError: the file is broken, or holds other things than tensors, or another model.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    # What is no pickle at all fails wherever its first bytes lead: KeyError, IndexError, ...
+    except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint of tensors: expected the .pth that ETRIS' "
-            f"train.py writes, whole and unpacked ({error})"
+            f"train.py writes, whole and unpacked ({type(error).__name__}: {error})"
         ) from error
-    return from_state_dict(loaded, word_length, **options)
+    try:
+        return from_state_dict(loaded, word_length, **options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def save(model: BridgedModel, path: str | os.PathLike[str]) -> None:
@@ -131,7 +121,7 @@ def from_state_dict(
         image_size = clip.visual.image_size[0]
     model.processor = _processor(image_size, word_length)
     _fill(model, tensors)
-    vars(model)["etris_layout"] = layout
+    model.etris_layout = layout
     return model.eval()
 
 
@@ -139,7 +129,8 @@ def to_state_dict(model: BridgedModel) -> dict[str, Tensor]:
     """Return the released code's state dict of a model.
 
     A model from `from_state_dict` gives back the names and the bits that it came from, in their
-    order. Any other one gives all names that the released code saves.
+    order, also after it was saved as an adapter and loaded. Any other one gives all names that
+    the released code saves.
 
     Args:
         model: made of an open_clip CLIP (one object for both towers), Bridgers of an "etris_..."
@@ -157,7 +148,7 @@ def to_state_dict(model: BridgedModel) -> dict[str, Tensor]:
     problems = [*_foreign(model), *(f"no released name for {name}" for name in homeless)]
     if problems:
         raise ValueError("not a model of the released form:\n  " + "\n  ".join(problems))
-    layout: ReleasedLayout = getattr(model, "etris_layout", ReleasedLayout())
+    layout = model.etris_layout or ReleasedLayout()
     own = model.state_dict()
     dtypes = layout.dtypes or {name: own[slot.parts[0]].dtype for name, slot in slots.items()}
     released = {}

@@ -63,6 +63,10 @@ def _fill_padding(
 
 def check_word_length(word_length: int | None, max_length: int) -> int | None:
     """Return the word length, or raise a ValueError where the text tower cannot take it."""
+    if word_length is not None and type(word_length) is not int:
+        raise TypeError(
+            f"word_length must be a whole number of tokens or None, got {word_length!r}"
+        )
     if word_length is not None and not 2 <= word_length <= max_length:
         raise ValueError(
             f"word_length must lie between 2 and the text tower's {max_length} tokens, "

@@ -3,12 +3,17 @@
 Any number of encoders may share (parts of) their towers and leave in any order, so flags and
 modes are recorded module by module with a count of holders: the first one records, the last
 one to leave restores.
+
+Encoders leave when they are collected, too, and a garbage collection may come in the midst of
+`hold`: it only notes who has left, and `hold` lets them go at its end.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -30,7 +35,9 @@ class _Held:
 
 
 _held: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
-_lock = threading.Lock()
+_left: deque[list[nn.Module]] = deque()
+_lock = threading.RLock()
+_busy = False
 
 
 def hold(modules: Iterable[nn.Module], before: Iterable[Flags] | None = None) -> None:
@@ -42,8 +49,8 @@ def hold(modules: Iterable[nn.Module], before: Iterable[Flags] | None = None) ->
             them (a copy of a frozen tower); by default what the modules have now.
     """
     modules = list(modules)
-    flags = [_flags(module) for module in modules] if before is None else list(before)
-    with _lock:
+    with _alone():
+        flags = [_flags(module) for module in modules] if before is None else list(before)
         for module, was in zip(modules, flags, strict=True):
             _held.setdefault(module, _Held(was)).holders += 1
             module.training = False
@@ -54,17 +61,40 @@ def hold(modules: Iterable[nn.Module], before: Iterable[Flags] | None = None) ->
 
 def release(modules: Iterable[nn.Module]) -> None:
     """Give up a hold; what nobody holds any more gets its flags and its mode back."""
+    _left.append(list(modules))
     with _lock:
-        for module in modules:
-            held = _held[module]
-            held.holders -= 1
-            if held.holders == 0:
-                del _held[module]
-                module.training = held.before.training
-                for name, flag in held.before.requires_grad.items():
-                    parameter = module._parameters.get(name)
-                    if parameter is not None:
-                        parameter.requires_grad_(flag)
+        if not _busy:  # else this very thread is at work, further up its stack
+            with _alone():
+                pass
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep others out, and at the end let go those who have left."""
+    global _busy
+    with _lock:
+        _busy = True
+        try:
+            yield
+            while _left:
+                _let_go(_left.popleft())
+        finally:
+            _busy = False
+
+
+def _let_go(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        held = _held.get(module)
+        if held is None:
+            continue  # it is being collected together with its encoder
+        held.holders -= 1
+        if held.holders == 0:
+            del _held[module]
+            module.training = held.before.training
+            for name, flag in held.before.requires_grad.items():
+                parameter = module._parameters.get(name)
+                if parameter is not None:
+                    parameter.requires_grad_(flag)
 
 
 def flags_before(modules: Iterable[nn.Module]) -> list[Flags]:

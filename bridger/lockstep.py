@@ -29,7 +29,7 @@ from torch import nn
 
 from bridger._engine import Engine, Paused, Returned, current_engine
 from bridger._thread_state import ThreadState, refuse_what_threads_cannot_see
-from bridger.tap import WHY_UNTRACED, call_untraced
+from bridger.tap import WHY_UNTRACED, call_untraced, unhook
 
 V = TypeVar("V")
 T = TypeVar("T")
@@ -75,8 +75,8 @@ class StageHooks:
 
     def remove(self) -> None:
         """Takes the hooks off the blocks. May be called again."""
-        for handle in self._handles:
-            handle.remove()
+        for block, handle in zip(self._blocks, self._handles, strict=False):  # none the next time
+            unhook(block, handle)
         self._handles = []
 
     def __reduce__(self) -> tuple[Any, ...]:

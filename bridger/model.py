@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bridger import checkpoint
+from bridger._etris_layout import ReleasedLayout
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures
 from bridger.half_towers import HalfTowers
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from bridger.processing import ImageLike
 
 
+PARTS = ("bridgers", "tower_tensors", "peft")
+"""Names of what is trained beside the heads."""
+
+
 class BridgedModel(HalfTowers):
     """Two frozen towers, the Bridgers between them, and one or more task heads.
 
@@ -34,6 +39,9 @@ class BridgedModel(HalfTowers):
         heads: the heads by name, in order; without any, `encode` and saving work.
         processor: turns pictures and words into tensors; `predict` needs one.
         loss_weights: weight of each head's loss in the sum, 1 by default.
+
+    Raises:
+        ValueError: a head has the name of another part.
     """
 
     def __init__(
@@ -44,9 +52,15 @@ class BridgedModel(HalfTowers):
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        if taken := [name for name in heads if name in PARTS]:
+            raise ValueError(
+                f"a head cannot be called {taken[0]!r}: {', '.join(PARTS)} are the groups of "
+                f"other parameters in parameter_groups(); choose another name"
+            )
         self.encoder = encoder
         self.heads: Mapping[str, Head] = nn.ModuleDict(dict(heads))  # type: ignore[assignment]
         self.processor = processor
+        self.etris_layout: ReleasedLayout | None = None  # set by bridger.etris
         self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in heads}
 
     @classmethod
@@ -183,10 +197,10 @@ class BridgedModel(HalfTowers):
         """
         encoder = self.encoder
         encoder.peft_parts()  # what would train without effect is refused here
+        bridgers = encoder.bridgers.parameters() if encoder.bridgers else ()
+        others = (bridgers, encoder.tower_tensors.parameters(), tuned_parameters(encoder.towers))
         parts: dict[str, Iterable[nn.Parameter]] = {
-            "bridgers": encoder.bridgers.parameters() if encoder.bridgers else (),
-            "tower_tensors": encoder.tower_tensors.parameters(),
-            "peft": tuned_parameters(encoder.towers),
+            **dict(zip(PARTS, others, strict=True)),
             **{name: head.parameters() for name, head in self.heads.items()},
         }
         groups = []
@@ -269,6 +283,9 @@ class BridgedModel(HalfTowers):
     ) -> Prediction | list[Prediction]:
         """Segment what the words mean, at the picture's own size.
 
+        It runs in eval mode and leaves every module in the mode that it had. Modes are shared
+        between threads: to predict in several at once, call `eval()` first.
+
         Args:
             image: a picture (PIL image, array, tensor or path), or a list of pictures.
             text: for one picture, a sentence or a list of N sentences; for a list of pictures,
@@ -304,7 +321,7 @@ class BridgedModel(HalfTowers):
         pixels, placement = self.processor.image(image)
         words = self.processor.text([text] if isinstance(text, str) else list(text))
         device = next(self.parameters()).device
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             features = self.encode(
@@ -315,7 +332,8 @@ class BridgedModel(HalfTowers):
             chosen = self.heads[name]
             probabilities = chosen.probabilities(chosen(features).logits)[0]
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode
         restored = self.processor.restore(probabilities.float().cpu(), placement)
         return Prediction.from_probabilities(restored, threshold)
 

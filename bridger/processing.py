@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bridger._files import replacing
+from bridger._files import staging
 from bridger.known_towers import known_inputs
 from bridger.pictures import ImageLike, read_picture
 from bridger.prediction import Prediction
@@ -41,7 +41,7 @@ class Processor:
 
     Raises:
         ValueError: a size, a mean or a standard deviation that cannot be.
-        TypeError: a tokenizer of another kind.
+        TypeError: a tokenizer of another kind, a length that is no whole number.
     """
 
     def __init__(
@@ -53,13 +53,15 @@ class Processor:
         max_length: int,
     ) -> None:
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+        if len(sides) != 2 or not all(type(s) is int and s > 0 for s in sides):
             raise ValueError(f"image_size must be a positive int or (H, W), found {image_size!r}")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(math.isfinite(v) for v in values):
                 raise ValueError(f"{name} must hold three numbers, found {tuple(values)}")
         if not all(0 <= v <= 1 for v in mean) or min(std) <= 0:
             raise ValueError(f"mean lies in 0 to 1 and std above 0; found {mean} and {std}")
+        if type(max_length) is not int:
+            raise TypeError(f"max_length must be a whole number of tokens, found {max_length!r}")
         if max_length < 3:
             raise ValueError(f"max_length leaves no room for a word: found {max_length}, least 3")
         self.image_size: tuple[int, int] = (sides[0], sides[1])
@@ -177,15 +179,17 @@ class Processor:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `processor.json` and, where the tokenizer is saved whole, the folder `tokenizer`.
 
+        Files take the place of older ones when all are written.
+
         Raises:
             ValueError: the tokenizer cannot be saved.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        words = {"kind": self.words.kind, "options": self.words.save(folder)}
-        text = json.dumps({**self.to_dict(), "tokenizer": words}, indent=2)
-        with replacing(folder / FILE) as fresh:
-            fresh.write_text(text + "\n")
+        with staging(folder) as fresh:
+            words = {"kind": self.words.kind, "options": self.words.save(fresh)}
+            text = json.dumps({**self.to_dict(), "tokenizer": words}, indent=2)
+            (fresh / FILE).write_text(text + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Processor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 # Lockstep runs towers in the caller's context, so that they see the caller's dict here. Towers
 # called on their own, and blocks recomputed in backward, see none.
@@ -25,7 +26,7 @@ class Tap:
 
     def __init__(self, block: nn.Module) -> None:
         call_untraced(Tap)
-        self._handle = block.register_forward_hook(self)
+        self._block, self._handle = block, block.register_forward_hook(self)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         taken = _taken.get()
@@ -34,13 +35,22 @@ class Tap:
 
     def remove(self) -> None:
         """Remove the hook; a second call does nothing."""
-        self._handle.remove()
+        unhook(self._block, self._handle)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return _dead
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_dead, ()
+
+
+def unhook(block: nn.Module, handle: RemovableHandle) -> None:
+    """Remove a forward hook; again does nothing.
+
+    A handle's own `remove` does nothing in an object that the garbage collector finalises: the
+    collector has cleared the handle's weak reference by then.
+    """
+    block._forward_hooks.pop(handle.id, None)
 
 
 @functools.cache

@@ -6,8 +6,6 @@ way everywhere: the last token that fits becomes the token that ended the whole 
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -124,16 +122,7 @@ class TransformersWords(Words):
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the tokenizer's files into a folder of their own."""
-        target = folder / TOKENIZER_FOLDER
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{TOKENIZER_FOLDER}.") as fresh:
-            self.tokenizer.save_pretrained(fresh)
-            names = {path.name for path in Path(fresh).iterdir()}
-            for name in sorted(names):
-                os.replace(Path(fresh, name), target / name)
-        for path in target.iterdir():
-            if path.name not in names:
-                path.unlink()
+        self.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
         return {}
 
     @classmethod

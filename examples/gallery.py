@@ -1,7 +1,7 @@
 """Draw what an adapter answers on pictures that training never saw, hits and misses alike.
 
     python examples/gallery.py --out docs/seen.png
-    python examples/gallery.py --kinds hypernym relation between ordinal --out docs/hard.png
+    python examples/gallery.py --kinds hypernym relation ordinal --out docs/hard.png
     python examples/gallery.py --ask cat.jpg "the cat" --ask desk.jpg "the cup" --out photos.png
 
 Scenes are the first of each test split that have such an expression, not a selection; under each
@@ -23,6 +23,7 @@ from bridger.tiny_clip import TINY_ADAPTER
 
 CELL, LINE = 256, 16
 SPLITS = ("val", "testA", "testB")
+KINDS = ("name", "synonym", "hypernym", "colour", "size", "place", "ordinal", "relation")
 
 Cell = tuple[Image.Image, str]
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", default="seen.png")
     parser.add_argument("--columns", type=int, default=5)
     parser.add_argument("--first", type=int, default=10_000, help="number of the first scene")
-    parser.add_argument("--kinds", nargs="+", help="kinds of expressions (default: any)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="of expressions (default: any)")
     parser.add_argument(
         "--ask", nargs=2, action="append", metavar=("PICTURE", "WORDS"), help="no scenes, but this"
     )
@@ -77,7 +78,8 @@ def scenes(model: Any, split: str, args: argparse.Namespace) -> Iterator[Cell]:
         expression = asked[found % len(asked)]
         result = model.predict(scene.image, expression.sentence)
         truth = scene.objects[expression.target].mask
-        iou = (result.masks[0] & truth).sum() / (result.masks[0] | truth).sum()
+        union = (result.masks[0] | truth).sum()  # 0 where the object is hidden, and none found
+        iou = (result.masks[0] & truth).sum() / max(union, 1)
         seen = result.overlay(scene.image, expression.sentence).resize((CELL, CELL))
         yield seen, f"{split}: IoU {iou:.2f}"
         found += 1

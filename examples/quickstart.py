@@ -33,12 +33,8 @@ def main() -> None:
 
     folder = tempfile.TemporaryDirectory()
     write_scenes(folder.name, {"train": args.scenes}, size=128, seed=0)
-    loader = torch.utils.data.DataLoader(
-        RefCOCO(folder.name, "train"),
-        batch_size=16,
-        shuffle=True,
-        collate_fn=RefCollator(processor),
-    )
+    data, collate = RefCOCO(folder.name, "train"), RefCollator(processor)
+    loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True, collate_fn=collate)
     optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-3)
     model.train()
     step = 0

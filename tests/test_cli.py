@@ -18,7 +18,7 @@ from test_etris import small
 
 import bridger
 from bridger import attach_bridgers
-from bridger.cli import base, main, quickstart, train
+from bridger.cli import base, main, predict, quickstart, train
 from bridger.data import RefCOCO, Sample
 from bridger.data.scenes import write_scenes
 from bridger.evaluation.evaluate import evaluate
@@ -90,6 +90,8 @@ def test_every_verb_explains_itself_with_examples(verb: str, run: Run, capsys: A
         (["train", "--out", "x"], "--data"),
         (["quickstart", "--steps", "0"], "expected a whole number from 1, got '0'"),
         (["predict", "a.png", "the owl", "--threshold", "2"], "expected a number from 0 to 1"),
+        (["inspect", "tiny", "tiny", "--size", "0"], "expected a whole number from 1, got '0'"),
+        (["inspect", "tiny", "tiny", "--stages", "0"], "expected a whole number from 1, got '0'"),
     ],
 )
 def test_wrong_usage_exits_2(argv: list[str], words: str, run: Run, capsys: Any) -> None:
@@ -182,6 +184,37 @@ def test_predict_writes_masks_of_the_pictures_size(
     assert (tmp_path / "seen.png").is_file()
 
 
+def test_what_cannot_be_written_is_found_before_the_model_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "load_model", lambda *_: pytest.fail("too late"))
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    cases: list[tuple[list[object], str]] = [
+        (["--out", tmp_path / "m.xyz"], "m.xyz has no ending that Pillow writes"),
+        (["--out", tmp_path / "m"], "has no ending"),
+        (["--overlay", tmp_path / "m.xyz"], "m.xyz has no ending"),
+        (["--overlay", tmp_path / "m.fli"], "has no ending"),  # read, never written
+        (["--out", picture / "m.png"], "picture.png is a file, not a folder"),
+        (["--json", tmp_path], "is a folder; expected a file"),
+        (["--json", picture / "a" / "b.json"], "picture.png is a file, not a folder"),
+    ]
+    for argv, words in cases:
+        code, _, err = run("predict", picture, "the owl", *argv)
+        assert code == 1 and words in err, err
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_convert_names_a_broken_file(run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "etris.pth"
+    torch.save({"state_dict": small("rn50")}, source)
+    for content in (source.read_bytes()[:-9], b"hello"):
+        source.write_bytes(content)
+        code, _, err = run("convert", source, tmp_path / "adapter")
+        assert code == 1 and f"{source} cannot be read as a checkpoint of tensors" in err
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_convert_goes_both_ways(run: Run, tmp_path: Path) -> None:
     state = small("rn50")
     source, adapter, back = (tmp_path / name for name in ("etris.pth", "adapter", "back.pth"))
@@ -191,6 +224,7 @@ def test_convert_goes_both_ways(run: Run, tmp_path: Path) -> None:
     code, _, err = run("convert", adapter, back, "--to-etris", "--towers", f"etris:{source}")
     assert code == 0, err
     again = torch.load(back, weights_only=True)["state_dict"]
+    assert list(again) == list(state)
     assert [name for name in state if not torch.equal(state[name], again[name])] == []
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
 from helpers_conformance import SMALL, changed, features, same, trace
 from helpers_towers import PAIRS, ids, images, pictures
-from torch import Tensor
+from torch import Tensor, nn
 
-from bridger import BridgedFeatures, attach_bridgers
+from bridger import BridgedEncoder, BridgedFeatures, attach_bridgers
+from bridger.freezing import hold, release
+from bridger.heads import ReferringSegmentationHead
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -257,6 +263,25 @@ def test_unknown_presets_and_patterns_leave_the_towers_alone() -> None:
     assert trace(text) == before
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"config": {}}, "config must be a BridgerConfig"),
+        ({"config": 3}, "config must be a BridgerConfig"),
+        ({"trainable": None}, "trainable must be a pattern"),
+        ({"trainable": [3]}, "trainable must be a pattern"),
+        ({"word_length": "x"}, "word_length must be a whole number"),
+        ({"word_length": True}, "word_length must be a whole number"),
+    ],
+)
+def test_options_of_another_type_are_refused(option: dict[str, object], words: str) -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    before = trace(text)
+    with pytest.raises(TypeError, match=words):
+        attach_bridgers(vision, text, 2, **option)  # type: ignore[arg-type]
+    assert trace(text) == before
+
+
 def test_one_pattern_need_not_be_a_list() -> None:
     one = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL, trainable="positions")
     many = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL, trainable=["positions"])
@@ -289,3 +314,134 @@ def test_compiled_blocks_give_close_results_and_gradients() -> None:
         results.append([*features(out), *(p.grad for p in bridged.bridgers.parameters())])
     for a, b in zip(*results, strict=True):
         close(b, a)
+
+
+# What an encoder leaves behind.
+
+
+def test_an_encoder_that_is_dropped_leaves_the_towers_as_they_were(pair: str) -> None:
+    vision, text = PAIRS[pair]()
+    vision.train()
+    before = trace(vision), trace(text)
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL, trainable=["positions"]))
+    sum(t.sum() for t in features(bridged(pictures(pair, 2), ids(2)))).backward()
+    assert (trace(vision), trace(text)) != before
+    del bridged
+    assert (trace(vision), trace(text)) == before
+
+
+def test_dropped_encoders_leave_one_by_one() -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    before = trace(text)
+    first, second = (attach_bridgers(vision, text, 2, SMALL) for _ in range(2))
+    first.detach()
+    del first  # not a second time
+    held = trace(text)
+    assert held != before and not any(p.requires_grad for p in text.parameters())
+    twin = copy.copy(second)
+    del second
+    assert trace(text) == held
+    with torch.no_grad():
+        twin(images(2, 32), ids(2))
+    del twin
+    assert trace(text) == before
+
+
+def test_an_encoder_in_a_cycle_is_detached_by_the_collector() -> None:
+    class Owner:
+        def __init__(self, encoder: BridgedEncoder) -> None:
+            self.encoder, self.itself = encoder, self
+
+    vision, text = PAIRS["open_clip_vit"]()
+    before = trace(text)
+    gc.disable()
+    try:
+        Owner(attach_bridgers(vision, text, 2, SMALL))
+        assert trace(text) != before
+        gc.collect()
+    finally:
+        gc.enable()
+    assert trace(text) == before
+
+
+def test_a_holder_that_leaves_in_the_midst_of_an_attach_is_counted_right() -> None:
+    class Collecting(nn.Linear):
+        """Stands for a garbage collection: the next write lets go of what held the modules."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if leaving:
+                release(leaving.pop())
+
+    leaving: list[list[nn.Module]] = []
+    modules = [nn.Linear(2, 2), Collecting(2, 2), nn.Linear(2, 2)]
+    hold(modules)
+    leaving.append(modules)
+    hold(modules)
+    assert not leaving and not any(module.training for module in modules)
+    release(modules)
+    assert all(module.training and module.weight.requires_grad for module in modules)
+
+
+def test_a_head_that_cannot_be_built_costs_the_chain_alone() -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    before = trace(text)
+    with contextlib.suppress(ValueError):
+        attach_bridgers(vision, text, 2, SMALL).with_head(ReferringSegmentationHead, width=65)
+    assert trace(text) == before
+    bridged = attach_bridgers(vision, text, 2, SMALL)
+    with contextlib.suppress(ValueError):
+        bridged.with_head(ReferringSegmentationHead, width=65)
+    bridged.with_head(ReferringSegmentationHead, width=64)(images(2, 32), ids(2))
+
+
+def test_the_interpreter_ends_quietly_with_an_encoder_attached() -> None:
+    code = (
+        "from helpers_towers import PAIRS, ids, images; from bridger import attach_bridgers;"
+        "e = attach_bridgers(*PAIRS['open_clip_vit'](), 2); e.itself = [e];"
+        "e(images(2, 32), ids(2))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# Without Bridgers.
+
+
+def test_disabling_acts_in_its_own_thread_alone() -> None:
+    bridged = changed(attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)).eval()
+    x, words = images(2, 32), ids(2)
+    found = []
+
+    def run() -> None:
+        with torch.no_grad():
+            found.append(bridged(x, words))
+
+    run()
+    with bridged.disable():
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        run()
+        twin = copy.deepcopy(bridged)
+        assert twin.enabled and pickle.loads(pickle.dumps(bridged)).enabled
+    acting, elsewhere, disabled = found
+    assert same(elsewhere, acting) and not same(disabled, acting)
+
+
+def test_disabling_is_nested_and_closed_in_any_order() -> None:
+    bridged = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)
+    other = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)
+    first, second = bridged.disable(), bridged.disable()
+    first.__enter__()
+    second.__enter__()
+    assert other.enabled
+    first.__exit__(None, None, None)
+    assert not bridged.enabled
+    second.__exit__(None, None, None)
+    assert bridged.enabled
+    with pytest.raises(RuntimeError, match="lost"), bridged.disable():
+        raise RuntimeError("lost")
+    assert bridged.enabled

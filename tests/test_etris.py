@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bridger import BridgedModel, attach_bridgers, etris
 from bridger.heads import ReferringSegmentationHead
+from bridger.training import load_towers
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ["vit_b16", "rn50"]
@@ -166,11 +167,24 @@ def test_an_adapter_gives_the_same_logits_on_fresh_towers(variant: str, tmp_path
     assert fresh.encoder.word_length == WORD_LENGTH
     with torch.no_grad():
         assert torch.equal(fresh(pixels, ids).logits, expected)
-    # Trained or not, the model still has the released form; it no longer knows what was absent.
-    again = etris.to_state_dict(fresh)
-    assert "backbone.logit_scale" in again
-    for name, tensor in etris.to_state_dict(model).items():
-        assert torch.equal(again[name], tensor), name
+    same(etris.to_state_dict(fresh), etris.to_state_dict(model))
+
+
+def test_an_adapter_remembers_what_its_checkpoint_was_like(tmp_path: Path) -> None:
+    state = small("vit_b16")
+    state["backbone.transformer.resblocks.0.attn_mask"] = torch.randn(17, 17)
+    state["proj.txt.bias"] = state["proj.txt.bias"].half()
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
+    model = etris.from_state_dict(state)
+    model.save_pretrained(tmp_path / "first")
+    clip = model.encoder.text.module
+    BridgedModel.from_pretrained(tmp_path / "first", clip.visual, clip).save_pretrained(tmp_path)
+    same(etris.to_state_dict(BridgedModel.from_pretrained(tmp_path, clip.visual, clip)), state)
+    config = json.loads((tmp_path / "bridger_config.json").read_text())
+    other = attach_bridgers(clip.visual, clip).with_heads()
+    other.save_pretrained(tmp_path)
+    assert "etris" in config
+    assert "etris" not in json.loads((tmp_path / "bridger_config.json").read_text())
 
 
 def test_training_changes_what_the_released_code_trains() -> None:
@@ -246,9 +260,29 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": small("vit_b16"), "path": tmp_path}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors"):
         etris.load(tmp_path / "bad.pth")
-    (tmp_path / "cut.pth").write_bytes((tmp_path / "bad.pth").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint of tensors"):
-        etris.load(tmp_path / "cut.pth")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list.pth: expected a state dict by name, found .*list"):
+        etris.load(tmp_path / "list.pth")
+    with pytest.raises(FileNotFoundError):
+        etris.load(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("broken", [b"", b"hello", b"not a checkpoint", b"a,b\n", b"PK", 1000, -9])
+def test_broken_files_are_named(broken: bytes | int, tmp_path: Path) -> None:
+    file = tmp_path / "cut.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, file)
+    file.write_bytes(file.read_bytes()[:broken] if isinstance(broken, int) else broken)
+    with pytest.raises(ValueError, match=r"cut.pth cannot be read as .*: expected the .pth that"):
+        etris.load(file)
+
+
+def test_towers_of_a_checkpoint_take_texts_of_a_given_length(tmp_path: Path) -> None:
+    for name in ("etris.pth", "at@22"):
+        torch.save(small("vit_b16"), tmp_path / name)
+    lengths = {"etris.pth": 17, "etris.pth@22": 22, "at@22": 17, "at@22@9": 9}
+    for name, length in lengths.items():
+        _, _, processor = load_towers(f"etris:{tmp_path / name}")
+        assert processor is not None and processor.max_length == length
 
 
 def test_a_model_of_another_form_has_no_released_state_dict() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from bridger.data.scenes import make_scene
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -47,6 +50,15 @@ def test_a_pair_that_nothing_ever_aligned_trains(tmp_path: Path) -> None:
     printed = run("mdetr_pair.py", "--steps", "1", "--size", "64", folder=tmp_path)
     assert "layer4 (4 of 4)" in printed and "encoder.layer.11 (12 of 12)" in printed
     assert "step 1: loss" in printed
+
+
+def test_the_gallery_refuses_kinds_that_no_scene_has(tmp_path: Path) -> None:
+    argv = [sys.executable, str(EXAMPLES / "gallery.py"), "--kinds", "nonsense"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "invalid choice: 'nonsense'" in done.stderr
+    kinds = runpy.run_path(str(EXAMPLES / "gallery.py"))["KINDS"]
+    scenes = (make_scene("train", number) for number in range(60))
+    assert {e.kind for scene in scenes for e in scene.expressions} == set(kinds)
 
 
 @pytest.mark.slow

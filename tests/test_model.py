@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from helpers_towers import PAIRS, ids, images
+from helpers_words import word_tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import bridger
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
 
@@ -83,6 +85,13 @@ def test_trainable_parameters_are_what_the_loss_reaches() -> None:
     reached = {id(p) for p in model.parameters() if p.grad is not None}
     assert reached == trainable
     assert [g["name"] for g in model.parameter_groups()] == ["bridgers", "tower_tensors", "head"]
+
+
+@pytest.mark.parametrize("name", ["bridgers", "tower_tensors", "peft"])
+def test_a_head_with_the_name_of_another_part_is_refused(name: str) -> None:
+    encoder = attach_bridgers(*PAIRS["open_clip_vit"](), 2, SMALL)
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'.*choose another name"):
+        encoder.with_heads(**{name: (ReferringSegmentationHead, HEAD)})
 
 
 def test_print_trainable_parameters_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +173,68 @@ def test_later_formats_unknown_options_and_missing_tensors_are_named(tmp_path: P
     assert all(not m._forward_hooks for m in towers[0].modules())
 
 
+def test_unknown_and_missing_keys_of_the_config_are_named(tmp_path: Path) -> None:
+    towers = PAIRS["open_clip_vit"]()
+    make().save_pretrained(tmp_path)
+    whole = json.loads((tmp_path / "bridger_config.json").read_text())
+    encoder, heads = whole["encoder"], whole["heads"]
+    cases: list[tuple[dict[str, object], str]] = [
+        ({"encodr": {}}, "unknown key 'encodr': did you mean 'encoder'"),
+        ({"encoder": {**encoder, "trainble": []}}, "\"encoder\".*'trainble'.* mean 'trainable'"),
+        ({"encoder": {k: v for k, v in encoder.items() if k != "stages"}}, r"lacks \['stages'\]"),
+        ({"encoder": {**encoder, "peft": [{"side": "vision"}]}}, r"\"peft\".* lacks \['path',"),
+        ({"encoder": []}, "must be a JSON object"),
+        ({"towers": {"vision": whole["towers"]["vision"]}}, r"\"towers\".* lacks \['text'\]"),
+        ({"towers": {**whole["towers"], "text": {}}}, r"text tower .* lacks \['library'"),
+        ({"heads": {"head": {"type": heads["head"]["type"]}}}, r"'head'.* lacks \['config', 'loss"),
+        ({"format_version": "1"}, "must be a whole number, found '1'"),
+    ]
+    for change, words in cases:
+        (tmp_path / "bridger_config.json").write_text(json.dumps(whole))
+        rewrite(tmp_path, change)
+        with pytest.raises(ValueError, match=words) as error:
+            BridgedModel.from_pretrained(tmp_path, *towers)
+        assert "bridger.safetensors" in str(error.value)
+    file = tmp_path / "bridger.safetensors"
+    for text, words in (("{nope", "is no JSON"), ("[1]", "must be a JSON object"), ("{}", "lacks")):
+        save_file(load_file(file), file, metadata={"bridger_config": text})
+        (tmp_path / "bridger_config.json").write_text(text)
+        with pytest.raises(ValueError, match=f"bridger.safetensors.*{words}"):
+            BridgedModel.from_pretrained(tmp_path, *towers)
+
+
+@pytest.mark.parametrize("failing", ["weights", "tokenizer", "processor"])
+def test_a_save_that_fails_leaves_the_old_adapter(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("the disk is full")
+
+    model = make()
+    model.processor = bridger.Processor(32, [0.5] * 3, [0.5] * 3, word_tokenizer(), 8)
+    model.save_pretrained(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    model = make(trainable=["positions"])
+    words = word_tokenizer(sep_token="[EOS]")
+    model.processor = bridger.Processor(64, [0.4] * 3, [0.5] * 3, words, 9)
+    if failing == "weights":
+        monkeypatch.setattr("safetensors.torch.save_file", fail)
+    elif failing == "tokenizer":
+        monkeypatch.setattr(type(words), "save_pretrained", fail)
+    else:
+        monkeypatch.setattr(bridger.Processor, "to_dict", fail)
+    with pytest.raises(OSError, match="full"):
+        model.save_pretrained(tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert len(list(tmp_path.iterdir())) == 4
+    monkeypatch.undo()
+    model.save_pretrained(tmp_path)
+    again = BridgedModel.from_pretrained(tmp_path, *PAIRS["open_clip_vit"]())
+    assert again.processor is not None and again.processor.max_length == 9
+    modes = {p.stat().st_mode for p in tmp_path.rglob("*") if p.is_file()}
+    assert len(modes) == 1 and len(list(tmp_path.iterdir())) == 4
+
+
 def test_a_crash_between_the_two_files_keeps_the_weights_own_config(tmp_path: Path) -> None:
     model = make()
     model.save_pretrained(tmp_path)
@@ -190,6 +261,17 @@ def test_predict_without_a_processor_says_what_to_pass() -> None:
         model.predict(np.zeros((8, 8, 3), np.uint8), "a dog", threshold=2)
     with pytest.raises(ValueError, match="2 pictures need as many texts, got 1"):
         model.predict([np.zeros((8, 8, 3), np.uint8)] * 2, "a dog")
+
+
+def test_predict_leaves_every_module_in_its_mode() -> None:
+    vision, text, _ = bridger.load_tiny_clip()
+    model = attach_bridgers(vision, text, 2, SMALL).with_head(ReferringSegmentationHead, **HEAD)
+    model.train()
+    assert model.encoder.bridgers is not None
+    model.encoder.bridgers.stages[0].eval()  # one part is held still, as fine-tuning often does
+    modes = [module.training for module in model.modules()]
+    model.predict(np.zeros((8, 8, 3), np.uint8), "the owl")
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_checkpointed_blocks_and_autocast_give_equal_gradients() -> None:

@@ -419,6 +419,17 @@ def test_a_failed_loading_leaves_the_towers_alone(tmp_path: Path) -> None:
     assert [trace(tower) for tower in tuned.plain] == before
 
 
+def test_a_loaded_model_that_is_dropped_takes_its_layers_along(tmp_path: Path) -> None:
+    tuned = Tuned("LoRA in transformers' CLIP", first="peft")
+    tuned.model.save_pretrained(tmp_path)
+    before = [trace(tower) for tower in tuned.plain]
+    loaded = BridgedModel.from_pretrained(tmp_path, *tuned.plain)
+    loaded(*tuned.inputs())
+    assert [trace(tower) for tower in tuned.plain] != before
+    del loaded
+    assert [trace(tower) for tower in tuned.plain] == before
+
+
 def test_an_attention_pool_with_peft_is_read_with_it() -> None:
     """Each cell of the dense map is what the pool makes of a picture of that patch alone."""
     from bridger.towers.dense import value_path

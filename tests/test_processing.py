@@ -356,6 +356,8 @@ def test_overlay_of_one_pixel_and_of_no_object() -> None:
     [
         (dict(image_size=0), "image_size must be"),
         (dict(image_size=(4, 4, 4)), "image_size must be"),
+        (dict(image_size=True), "image_size must be"),
+        (dict(image_size=(True, 4)), "image_size must be"),
         (dict(mean=(0.5, 0.5)), "mean must hold three numbers"),
         (dict(mean=(123.0, 117.0, 104.0)), "mean lies in 0 to 1"),
         (dict(std=(0.5, 0.0, 0.5)), "std above 0"),
@@ -366,3 +368,9 @@ def test_impossible_options(changes: dict[str, Any], words: str) -> None:
     options: dict[str, Any] = dict(image_size=40, mean=MEAN, std=STD, max_length=8)
     with pytest.raises(ValueError, match=words):
         Processor(tokenizer=word_tokenizer(), **{**options, **changes})
+
+
+@pytest.mark.parametrize("length", [True, 8.0, "8"])
+def test_a_length_is_a_whole_number(length: Any) -> None:
+    with pytest.raises(TypeError, match="max_length must be a whole number"):
+        processor(max_length=length)

@@ -221,6 +221,17 @@ def test_wrong_labels_say_what_was_expected_and_found() -> None:
         head(given, torch.rand(2, 64, 96))
     with pytest.raises(ValueError, match="divide masks of 0 and 255 by 255"):
         head(given, torch.full((2, 3, 64, 96), 255, dtype=torch.uint8))
+    for wrong in (255.0, -1.0, float("nan")):
+        labels = torch.zeros(2, 3, 64, 96)
+        labels[1, 2, 8:16, 8:16] = wrong
+        with pytest.raises(ValueError, match="labels must lie between 0 and 1, got"):
+            head(given, labels)
+        with pytest.raises(ValueError, match="labels must lie between 0 and 1, got"):
+            head(given, labels, torch.ones(2, 3))
+        # What a padding expression holds does not matter.
+        real = torch.tensor([[1, 1, 1], [1, 1, 0]])
+        assert head(given, labels, real).loss.isfinite()
+    assert head(given, torch.full((2, 3, 64, 96), 1 + 1e-6)).loss.isfinite()  # resizing rounds
     with pytest.raises(ValueError, match=r"expression_mask must be \(B, N\) = \(2, 3\)"):
         head(given, torch.rand(2, 3, 64, 96), torch.ones(2, 2))
 

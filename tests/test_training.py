@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from transformers import TrainerCallback, TrainingArguments
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
 from bridger.recomputing import recomputes
-from bridger.training import BridgerTrainer, Recipe
+from bridger.training import BridgerTrainer, Recipe, load_towers
 
 SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
 HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
@@ -229,6 +230,20 @@ def test_recipes_go_to_json_and_back(tmp_path: Path) -> None:
     recipe.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json") == recipe
     assert Recipe.preset("etris").head["preset"] == "etris"
+
+
+def test_the_released_recipe_is_for_pictures_of_416_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def create(name: str, **options: Any) -> Any:
+        asked.update(options, name=name)
+        return SimpleNamespace(visual=None)
+
+    monkeypatch.setattr("open_clip.create_model", create)
+    load_towers(Recipe.preset("etris").towers)
+    assert asked == {"name": "ViT-B-16-quickgelu", "pretrained": "openai", "force_image_size": 416}
 
 
 @pytest.mark.parametrize(

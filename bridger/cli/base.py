@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -83,8 +84,8 @@ def add_towers_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--towers",
         metavar="NAME",
-        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL, etris:FILE, or "
-        "VISION,TEXT with timm:MODEL and torchvision:MODEL for vision too "
+        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL, "
+        "etris:FILE[@WORDS], or VISION,TEXT with timm:MODEL and torchvision:MODEL for vision too "
         "(default: what the adapter's recipe says, else tiny)",
     )
 
@@ -111,6 +112,21 @@ def load_model(adapter: Path, towers: str | None) -> Any:
     model = BridgedModel.from_pretrained(adapter, vision, text)
     model.processor = model.processor or processor
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse early what could not be written in the end; folders on the way are made then.
+
+    Raises:
+        OSError: a folder is there, a file is in the way, or the place is read-only.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected a file to write")
+    place = path if path.exists() else next(p for p in path.absolute().parents if p.exists())
+    if place != path and not place.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {place} is a file, not a folder")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"cannot write {path}: {place} is read-only")
 
 
 def say(*lines: str) -> None:

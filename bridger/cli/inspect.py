@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import megabytes, say, towers_of
+from bridger.cli.base import megabytes, say, towers_of, whole
 
 HELP = "say what an adapter is and how large its parts are, or where two towers would meet"
 EXAMPLES = """\
@@ -25,10 +25,13 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="ADAPTER|TOWER",
         help="an adapter's folder, or a vision and a text tower",
     )
-    parser.add_argument("--stages", type=int, metavar="K", help="default: 3")
+    parser.add_argument("--stages", type=whole(1), metavar="K", help="default: 3")
     parser.add_argument("--bridgers", metavar="PRESET", help="their preset (default: paper)")
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the pictures (default: the tower's)"
+        "--size",
+        type=whole(1),
+        metavar="PIXELS",
+        help="side of the pictures (default: the tower's)",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bridger import __version__
 from bridger.cli import convert, data, evaluate, inspect, predict, quickstart, train
-from bridger.cli.base import add_verb, one_line
+from bridger.cli.base import add_verb, check_writable, one_line
 
 VERBS = {
     "quickstart": quickstart,
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        if args.json is not None:
+            check_writable(args.json)
         result = args.run(args)
         if args.json is not None:
             args.json.parent.mkdir(parents=True, exist_ok=True)

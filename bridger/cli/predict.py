@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import add_towers_option, load_model, say, share
+from bridger.cli.base import add_towers_option, check_writable, load_model, say, share
 
 HELP = "segment what words mean in a picture"
 EXAMPLES = """\
@@ -43,6 +43,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if not args.image.is_file():
         raise FileNotFoundError(f"there is no picture {args.image}")
+    for path in (args.out, args.overlay):
+        if path is not None:
+            _check_picture(path)
     times = {"loading": time.monotonic()}
     model = load_model(args.adapter or TINY_ADAPTER, args.towers)
     times["running"] = time.monotonic()
@@ -66,6 +69,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     say("wrote " + ", ".join(map(str, written)))
     say(", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
     return {"found": found, "files": list(map(str, written)), "seconds": seconds}
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse early what a picture could not be written to."""
+    from PIL import Image
+
+    check_writable(path)
+    known = Image.registered_extensions()  # which loads Pillow's formats
+    if known.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"{path} has no ending that Pillow writes pictures to, such as .png or .jpg"
+        )
 
 
 def _describe(part: dict[str, Any]) -> str:

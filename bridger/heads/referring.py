@@ -22,6 +22,7 @@ from bridger.heads.registry import register_head
 
 GATES = ["product", "residual", "attention"]
 TEXTS = ["tokens", "sentence"]
+ROUNDING = 1e-3  # how far resized labels may leave 0 to 1
 UPSAMPLING = 4  # of the projector: cells of the logits per cell of the fused map, in a row
 
 
@@ -232,7 +233,7 @@ def mask_targets(labels: Tensor, logits: Tensor, image_size: tuple[int, int]) ->
         The soft targets (B, N, h, w).
 
     Raises:
-        ValueError: the shape is another one, or whole numbers above 1 stand in the labels.
+        ValueError: the shape is another one.
     """
     expected = (*logits.shape[:2], *image_size)
     if labels.ndim == 3 and logits.shape[1] == 1:
@@ -241,11 +242,6 @@ def mask_targets(labels: Tensor, logits: Tensor, image_size: tuple[int, int]) ->
         raise ValueError(
             f"labels must be (B, N, H, W) = {expected}, one mask at the size of the picture per "
             f"expression (without N where input_ids are (B, L)), got {tuple(labels.shape)}"
-        )
-    if not labels.is_floating_point() and labels.dtype != torch.bool and labels.max() > 1:
-        raise ValueError(
-            f"labels must lie between 0 and 1, got {labels.dtype} up to {labels.max()}: "
-            f"divide masks of 0 and 255 by 255"
         )
     targets = labels.to(device=logits.device, dtype=torch.float32)
     return F.interpolate(targets, logits.shape[-2:], mode="nearest")
@@ -263,9 +259,19 @@ def text_to_pixel_loss(
         logits: z (B, N, h, w).
         targets: (B, N, h, w), from 0 to 1.
         expression_mask: (B, N), false at expressions that do not count; None counts all.
+
+    Raises:
+        ValueError: the mask has another shape, or targets that count are not from 0 to 1.
+            Compiled code does not look at the numbers, which would break its graph.
     """
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return mean_of_expressions(losses.mean(dim=(-2, -1)), expression_mask)
+    loss = mean_of_expressions(losses.mean(dim=(-2, -1)), expression_mask)
+    if expression_mask is not None:
+        targets = targets.masked_fill(
+            ~expression_mask.to(targets.device, torch.bool)[..., None, None], 0
+        )
+    _check_range(targets)
+    return loss
 
 
 def dice_loss(logits: Tensor, targets: Tensor, expression_mask: Tensor | None = None) -> Tensor:
@@ -297,3 +303,14 @@ def mean_of_expressions(per_expression: Tensor, expression_mask: Tensor | None) 
     real = expression_mask.to(device=per_expression.device, dtype=torch.bool)
     # `where`, not a product: a padding row may hold anything, nan included.
     return torch.where(real, per_expression, 0.0).sum() / real.sum().clamp(min=1)
+
+
+def _check_range(targets: Tensor) -> None:
+    if torch.compiler.is_compiling():
+        return
+    low, high = torch.stack(torch.aminmax(targets)).tolist()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so that nan is refused
+        raise ValueError(
+            f"labels must lie between 0 and 1, got {low:g} to {high:g}: divide masks of 0 and 255 "
+            f"by 255"
+        )

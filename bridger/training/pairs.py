@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 KNOWN = (
     "tiny (the embedded pair), open_clip:MODEL[:PRETRAINED][@SIZE] such as "
     "open_clip:ViT-B-16-quickgelu:openai@416, transformers:MODEL such as "
-    "transformers:openai/clip-vit-base-patch16, etris:FILE (a released ETRIS checkpoint), "
+    "transformers:openai/clip-vit-base-patch16, etris:FILE[@WORDS] (a released ETRIS checkpoint), "
     "timm:MODEL[:PRETRAINED] and torchvision:MODEL[:WEIGHTS] for vision alone, and any two of "
     "these as VISION,TEXT"
 )
@@ -23,10 +24,11 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
 
     Args:
         name: "tiny", the embedded pair; "open_clip:MODEL[:PRETRAINED][@SIZE]", with SIZE the
-            side of the pictures in pixels; "transformers:MODEL"; "etris:FILE", the towers in a
-            released ETRIS checkpoint; or "VISION,TEXT", one of each, where the vision tower
-            may be "timm:MODEL[:PRETRAINED]" or "torchvision:MODEL[:WEIGHTS]" too. Without
-            PRETRAINED or WEIGHTS, open_clip's, timm's and torchvision's are random.
+            side of the pictures in pixels; "transformers:MODEL"; "etris:FILE[@WORDS]", the
+            towers in a released ETRIS checkpoint, with WORDS the tokens of a text, which it does
+            not tell (17, or 22 for G-Ref; by default 17); or "VISION,TEXT", one of each, where
+            the vision tower may be "timm:MODEL[:PRETRAINED]" or "torchvision:MODEL[:WEIGHTS]"
+            too. Without PRETRAINED or WEIGHTS, open_clip's, timm's and torchvision's are random.
 
     Returns:
         The vision tower, the text tower, and the processor where it comes with them.
@@ -89,6 +91,8 @@ def _from_open_clip(model: str) -> tuple[nn.Module, nn.Module, Processor | None]
 def _from_etris(path: str) -> tuple[nn.Module, nn.Module, Processor | None]:
     from bridger import etris
 
-    model = etris.load(path)
+    file, _, words = path.rpartition("@")
+    given = words.isdecimal() and not os.path.exists(path)
+    model = etris.load(file, int(words)) if given else etris.load(path)
     model.detach()
     return model.encoder.vision.module, model.encoder.text.module, model.processor

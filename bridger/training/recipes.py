@@ -221,9 +221,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "warmup": 0.1,
         "evaluations": 2,
     },
-    # docs/method.md, section 6; the released step schedule of rates is left to `schedule`.
+    # docs/method.md, section 8; the released step schedule of rates is left to `schedule`.
     "etris": {
-        "towers": "open_clip:ViT-B-16-quickgelu:openai",
+        "towers": "open_clip:ViT-B-16-quickgelu:openai@416",
         "head": {"preset": "etris"},
         "trainable": ("positions",),
         "steps": 66_250,

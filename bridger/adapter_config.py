@@ -1,0 +1,79 @@
+"""The form of an adapter's config: which keys it has, said by name where it has others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bridger.config import did_you_mean
+
+FORMAT_VERSION = 1
+
+# (keys that must be there, keys that may be)
+TOP = (("format_version", "bridger_version", "towers", "encoder", "heads", "processor"), ("etris",))
+TOWERS = (("vision", "text"), ())
+ENCODER = (("stages", "bridgers", "trainable", "connect"), ("word_length", "peft"))
+PEFT = (("side", "path", "adapter", "config"), ())
+HEAD = (("type", "config", "loss_weight"), ())
+TOWER = ("library", "class", "name", "num_blocks", "widths")  # generic ones say more
+
+Keys = tuple[Sequence[str], Sequence[str]]
+
+
+def read_config(text: str, source: Path) -> dict[str, Any]:
+    """Read an adapter's config.
+
+    Args:
+        text: JSON.
+        source: the file that it is in, for messages.
+
+    Raises:
+        ValueError: it is no JSON, of a later format, or keys are missing or unknown.
+    """
+    try:
+        config: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the bridger_config in {source} is no JSON: {error}") from error
+    where = f"the bridger_config in {source}"
+    # A later format may have other keys, so its number comes first.
+    version = config.get("format_version", FORMAT_VERSION) if isinstance(config, dict) else 1
+    if type(version) is not int:
+        raise ValueError(f'"format_version" of {where} must be a whole number, found {version!r}')
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{source.parent} has format {version}, this bridger reads up to "
+            f"{FORMAT_VERSION}; upgrade with pip install -U bridger-peft"
+        )
+    _check(config, TOP, where)
+    _check(config["towers"], TOWERS, f'"towers" of {where}')
+    for side in ("vision", "text"):
+        _check_there(config["towers"][side], TOWER, f"the {side} tower of {where}")
+    _check(config["encoder"], ENCODER, f'"encoder" of {where}')
+    for part in config["encoder"].get("peft", []):
+        _check(part, PEFT, f'"peft" of {where}')
+    _check_object(config["heads"], f'"heads" of {where}')
+    for name, head in config["heads"].items():
+        _check(head, HEAD, f"head {name!r} of {where}")
+    return config
+
+
+def _check(values: Any, keys: Keys, where: str) -> None:
+    required, optional = keys
+    _check_there(values, required, where)
+    known = [*required, *optional]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where} has an unknown key {key!r}: {did_you_mean(key, known)}")
+
+
+def _check_there(values: Any, required: Sequence[str], where: str) -> None:
+    _check_object(values, where)
+    if missing := [key for key in required if key not in values]:
+        raise ValueError(f"{where} lacks {missing}: expected the keys that save_pretrained writes")
+
+
+def _check_object(values: Any, where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a JSON object, found {values!r}")
