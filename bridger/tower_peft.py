@@ -34,8 +34,8 @@ class PeftPart:
         path: the module that peft was applied to, below the tower's own module.
         module: that module.
         adapter: the adapter's name in peft.
-        layers: its layers, without those of another config further inside, or what makes its
-            virtual tokens.
+        layers: modules whose tensors under the adapter's name are its own: its layers, without
+            those of another config further inside, or what holds peft's virtual tokens.
     """
 
     side: str

@@ -207,3 +207,9 @@ def test_another_tower_than_the_adapters(tmp_path: Path) -> None:
     with pytest.raises((TypeError, ValueError), match="fails in|other towers"):
         BridgedModel.from_pretrained(tmp_path, hf_vision(), plain)
     assert trace(plain) == before
+
+
+def test_they_are_no_tower_that_one_could_pass() -> None:
+    with pytest.raises(TypeError, match="known: ") as error:
+        bridge(torch.nn.Linear(3, 3))
+    assert "peft" not in str(error.value) and "transformers Bert" in str(error.value)

@@ -169,7 +169,8 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
     except UnreadableTowerError as error:
         if takes_ids(bare) if side == "vision" else takes_pictures(bare):
             raise TypeError(_swapped(side, other, found)) from error
-        known = ", ".join(sorted(family.label() for family in registered_towers(side)))
+        labels = {k.label() for k in registered_towers(side) if k.library != "peft"}  # no encoder
+        known = ", ".join(sorted(labels))
         raise TypeError(
             f"no {side} tower is known for {found}; known: {known}, or wholes of these. "
             f"As an unknown tower: {error}"
