@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridger.towers.base import has_prompts, is_a, unwrap
+from bridger.towers.base import has_prompts, is_a, is_layer, unwrap
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA that subtract from the layer itself what the adapter then adds."""
@@ -90,8 +90,8 @@ def find_peft(towers: Mapping[str, nn.Module]) -> list[PeftPart]:
         parts += [PeftPart(side, path, module, adapter, layers) for adapter in active]
     for side, tower in towers.items():
         parts += [
-            PeftPart(side, path, prompted, prompted.active_adapter, frozenset([encoder]))
-            for path, prompted, encoder in _prompts(tower)
+            PeftPart(side, path, model, model.active_adapter, frozenset([model.prompt_encoder]))
+            for path, model in _prompts(tower)
         ]
         for name, layer in tower.named_modules():
             if is_layer(layer) and layer not in covered:
@@ -119,12 +119,9 @@ def _places(
     return sorted(places.values(), key=lambda place: len(list(place[2].modules())))
 
 
-def _prompts(tower: nn.Module) -> Iterator[tuple[str, Any, nn.Module]]:
-    """Return models with virtual tokens in a tower: path, model, what makes the tokens."""
-    for path, module in tower.named_modules():
-        if has_prompts(module):
-            prompted: Any = module
-            yield path, prompted, prompted.prompt_encoder
+def _prompts(tower: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Return models with virtual tokens in a tower, with their paths."""
+    return ((path, module) for path, module in tower.named_modules() if has_prompts(module))
 
 
 def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Module]:
@@ -141,8 +138,8 @@ def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Modul
         for name, child in layer.named_children():
             if name not in TOWERS_OWN:
                 yield from child.modules()
-    for _, _, encoder in _prompts(tower):
-        yield from encoder.modules()
+    for _, model in _prompts(tower):
+        yield from model.prompt_encoder[model.active_adapter].modules()
 
 
 def tuned_parameters(tower: nn.Module) -> list[nn.Parameter]:
@@ -171,11 +168,6 @@ def describe_peft(parts: list[PeftPart]) -> list[dict[str, Any]]:
     return [
         {"side": p.side, "path": p.path, "adapter": p.adapter, "config": p.config} for p in parts
     ]
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether it is a layer of peft around one of the tower's."""
-    return is_a(module, "peft", "BaseTunerLayer", "AuxiliaryTrainingWrapper")
 
 
 def layers_in(tower: nn.Module) -> Iterator[Any]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bridger.tower_peft import PeftPart, is_layer, layers_in
+from bridger.tower_peft import PeftPart, layers_in
 from bridger.towers import TextTower
-from bridger.towers.base import has_prompts, is_a, unwrap
+from bridger.towers.base import has_prompts, is_a, is_layer, unwrap
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bridger.towers.base import has_prompts, is_a
+from bridger.towers.base import has_prompts, is_a, is_layer
 from bridger.towers.nested_text import NestedTextTower
 from bridger.towers.registry import register_tower
 from bridger.towers.transformers import call_plainly
 from bridger.towers.trial import home_of, watch
+from bridger.towers.views import tensor_at
 
-INSTEAD = "Use a method of peft that works inside layers, such as LoRA, IA3 or LN-tuning"
 WHERE = (
     "virtual tokens work before encoders that read both ways and take embeddings (BERT and its "
-    f"kin). {INSTEAD}"
+    "kin). Use a method of peft that works inside layers, such as LoRA, IA3 or LN-tuning"
 )
 
 
@@ -33,6 +34,7 @@ class PromptedText(NestedTextTower):
         method: what peft calls the kind of virtual tokens.
         virtual_tokens: how many there are.
         virtual_states: how many of a block's states are theirs: none under prefix tuning.
+        adapter: their name in peft.
     """
 
     library = "peft"
@@ -54,6 +56,7 @@ class PromptedText(NestedTextTower):
 
         Raises:
             TypeError: they cannot do anything here.
+            ValueError: they leave no room for a text, or have frozen layers of peft.
         """
         model: Any = given
         config = model.active_peft_config
@@ -66,7 +69,15 @@ class PromptedText(NestedTextTower):
                 f"in its config, found {config.task_type!r}"
             )
         super().__init__(given)
+        self.adapter: str = model.active_adapter
         self.max_length -= self.virtual_tokens
+        if self.max_length < 2:  # a start and an end
+            raise ValueError(
+                f"{self.virtual_tokens} virtual tokens take up positions, and the position table "
+                f"of this {self.inner.label()} has {self.inner.max_length}: no text fits behind "
+                "them. Use fewer"
+            )
+        self._refuse_frozen_layers()
         self._try()
 
     def refusal(self, found: str) -> Exception:
@@ -76,10 +87,30 @@ class PromptedText(NestedTextTower):
     def _read(self) -> int:
         return self.inner.sentence_width
 
+    def _refuse_frozen_layers(self) -> None:
+        for layer in self.module.modules():
+            if is_layer(layer) and not any(p.requires_grad for p in layer.parameters()):
+                raise ValueError(
+                    "peft froze the layers that it had put into this text model when it wrapped "
+                    "the model for virtual tokens, so they would not be trained. Take them out, "
+                    "and put them in again once the model is wrapped: "
+                    "peft.get_peft_model(wrapped.get_base_model(), config)"
+                )
+
+    def _check_adapter(self) -> None:
+        model: Any = self.module
+        if model.active_adapter != self.adapter:
+            raise ValueError(
+                f"this tower was attached with the virtual tokens {self.adapter!r}, and "
+                f"{model.active_adapter!r} were made active since: attach again, or "
+                f"set_adapter({self.adapter!r})"
+            )
+
     def _try(self) -> None:
-        ids = torch.ones(2, 3, dtype=torch.long, device=home_of(self.module).device)
+        length = min(3, self.max_length)
+        ids = torch.ones(2, length, dtype=torch.long, device=home_of(self.module).device)
         mask = ids.bool()
-        mask[1, 2] = False  # a mask of nothing but true may be left out on the way
+        mask[1, -1] = False  # a mask of nothing but true may be left out on the way
         name = type(self.inner.module).__name__
         try:
             found = watch(self.module, lambda: self.run(self.module, ids, mask)).result
@@ -98,9 +129,46 @@ class PromptedText(NestedTextTower):
             raise TypeError(f"{self.method} does nothing in {name}: {WHERE}")
 
     def describe(self) -> dict[str, Any]:
-        """Return the text model's identity, and what is before its texts."""
+        """Return the text model's identity, and what is before its texts.
+
+        Raises:
+            ValueError: other virtual tokens have been made active.
+        """
+        self._check_adapter()
         prompts = {"type": self.method, "num_virtual_tokens": self.virtual_tokens}
         return {**self.inner.describe(), "max_length": self.max_length, "prompts": prompts}
+
+    def call(self, input_ids: Tensor, token_mask: Tensor, tensors: Mapping[str, Tensor]) -> Any:
+        """Run peft's model and return the sentence; see `TextTower.call`.
+
+        Raises:
+            ValueError: other virtual tokens have been made active, or checkpointing would drop
+                a prefix.
+        """
+        self._check_adapter()
+        if self.method == "PREFIX_TUNING":
+            self._refuse_checkpointing()
+        standing_in = self._both_ways(tensors) if self.virtual_states else tensors
+        return super().call(input_ids, token_mask, standing_in)
+
+    def _both_ways(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Let a word embedding stand in where peft itself calls it, too."""
+        model: Any = self.module
+        words = {id(p): name for name, p in model.word_embeddings.named_parameters()}
+        both = dict(tensors)
+        for name, tensor in tensors.items():
+            if again := words.get(id(tensor_at(model, name))):
+                both[f"word_embeddings.{again}"] = tensor
+        return both
+
+    def _refuse_checkpointing(self) -> None:
+        for module in self.inner.module.modules():
+            if getattr(module, "gradient_checkpointing", False) and module.training:
+                raise ValueError(
+                    "transformers drops the cache that carries peft's prefix where it "
+                    "checkpoints activations: call gradient_checkpointing_disable() on the text "
+                    "model, or use prompt tuning"
+                )
 
     def run(self, module: Any, input_ids: Tensor, token_mask: Tensor) -> Any:
         """Return the result of peft's model, virtual states included."""
