@@ -19,7 +19,7 @@ from bridger.lockstep import StageHooks, run_lockstep
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
 from bridger.tap import Tap, taking
-from bridger.tower_peft import PeftPart, find_peft, tuned_modules
+from bridger.tower_peft import PeftPart, find_peft, own_modules, tuned_modules
 from bridger.tower_peft_changes import Parameters, merge_peft, take_out_peft
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
@@ -215,7 +215,7 @@ class BridgedEncoder(HalfTowers):
         self, pixel_values: Tensor, ids: Tensor, token_mask: Tensor, expressions: int
     ) -> BridgedFeatures:
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        tensors = self.tower_tensors.by_tower() if self._enabled else {"vision": {}, "text": {}}
+        tensors = self._owned() if self._enabled else {"vision": {}, "text": {}}
         bridge = Bridging(self, token_mask, image_size, expressions)
         vision, text = self.vision, self.text
         if self._compiled is not None:
@@ -254,7 +254,7 @@ class BridgedEncoder(HalfTowers):
         Raises:
             ValueError: the adapter trains tensors inside blocks, which compiled blocks do not see.
         """
-        owned = self.tower_tensors.by_tower()
+        owned = self._owned()
         self._compiled = (
             CompiledBlocks(self.vision, owned["vision"], options),
             CompiledBlocks(self.text, owned["text"], options),
@@ -303,7 +303,14 @@ class BridgedEncoder(HalfTowers):
 
     def peft_parts(self) -> list[PeftPart]:
         """Return the adapters of peft in the towers; see `bridger.tower_peft.find_peft`."""
-        return find_peft({"vision": self.vision.module, "text": self.text.module})
+        self._owned()  # raises where peft took the place of what the adapter trains
+        return find_peft(self._modules_by_side())
+
+    def _modules_by_side(self) -> dict[str, nn.Module]:
+        return {"vision": self.vision.module, "text": self.text.module}
+
+    def _owned(self) -> dict[str, dict[str, Tensor]]:
+        return self.tower_tensors.by_tower(self._modules_by_side())
 
     def merge_peft(self) -> None:
         """Merge peft's layers into the towers for good, so that these run as fast as before.
@@ -312,17 +319,19 @@ class BridgedEncoder(HalfTowers):
         saved afterwards fits such towers only.
 
         Raises:
-            ValueError: there are none, or peft cannot merge them.
+            ValueError: there are none, or peft cannot merge them; then all is as before.
         """
         parts = self.peft_parts()
         if not parts:
             raise ValueError("the towers hold no layers of peft: there is nothing to merge")
+        held = set(self._frozen)
+        own = {name: m for name, _, m in own_modules(self.towers) if m in held}
         merge_peft(parts)
         self.before_peft = {}
-        held = set(self._frozen)
-        trained = [module for module in self.towers.modules() if module not in held]
-        hold(trained)  # copies of whole layers that peft has trained
-        self._frozen += trained
+        # Copies of whole layers that peft has trained take over what their originals had.
+        copies = {name: m for name, _, m in own_modules(self.towers) if m not in held}
+        hold(copies.values(), flags_before(own[name] for name in copies))
+        self._frozen += copies.values()
 
     def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
         """Put one head on the features; its input widths are read from `spec`."""

@@ -434,3 +434,115 @@ def test_an_attention_pool_with_peft_is_read_with_it() -> None:
         read = value_path(pool["attn"], tokens)
         wrapped.merge_and_unload()
         torch.testing.assert_close(read, value_path(pool["attn"], tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["peft", "bridgers"])
+def test_tower_tensors_keep_their_names_when_peft_comes_and_goes(
+    first: str, tmp_path: Path
+) -> None:
+    vision, text = hf_vision(), hf_text()
+    plain = copy.deepcopy((vision, text))
+    config = peft.LoraConfig(target_modules=["fc1"])
+    if first == "peft":
+        peft.get_peft_model(vision, config)
+    encoder = attach_bridgers(vision, text, 2, SMALL, trainable="vision.*.bias")
+    names = list(encoder.tower_tensors)
+    if first == "bridgers":
+        peft.get_peft_model(vision, config)
+    model = BridgedModel(encoder, {})
+    assert comes_back(model, tmp_path, *plain)
+    sum(map.square().sum() for map in model.encode(images(2), ids(2)).maps).backward()
+    assert all(p.grad is not None for p in encoder.tower_tensors.values())
+    expected = model.encode(images(2), ids(2)).maps[-1]
+    model.merge_peft()
+    merged = model.encode(images(2), ids(2)).maps[-1]
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+    model.save_pretrained(tmp_path)
+    model.detach()
+    again = BridgedModel.from_pretrained(tmp_path, vision, plain[1])
+    assert names == list(again.encoder.tower_tensors)
+    assert torch.equal(again.encode(images(2), ids(2)).maps[-1], merged)
+
+
+WHOLE = [
+    lambda: peft.LoraConfig(target_modules=["query"], modules_to_save=["pooler"]),
+    lambda: peft.LNTuningConfig(target_modules=["LayerNorm"]),
+]
+
+
+@pytest.mark.parametrize("config", WHOLE)
+def test_layers_of_which_peft_trains_a_copy(config: Callable[[], Any]) -> None:
+    """Tensors of the layer itself would be trained without effect."""
+    text = bert()
+    encoder = attach_bridgers(hf_vision(), text, 2, SMALL, trainable="text.*.bias")
+    every = set(encoder.tower_tensors)
+    peft.get_peft_model(text, config())
+    with pytest.raises(ValueError, match="peft trains a copy of the layer at .* out of `trainabl"):
+        BridgedModel(encoder, {}).trainable_parameters()
+    encoder.detach()
+    encoder = attach_bridgers(hf_vision(), text, 2, SMALL, trainable="text.*.bias")
+    without = every - set(encoder.tower_tensors)
+    assert without and all("pooler" in name or "LayerNorm" in name for name in without)
+
+
+def test_idle_adapters_are_no_tensors_of_the_tower() -> None:
+    vision = hf_vision()
+    wrapped = peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"]), "one")
+    wrapped.add_adapter("idle", peft.LoraConfig(target_modules=["fc2"]))
+    encoder = attach_bridgers(wrapped, hf_text(), 2, SMALL, trainable="vision.*")
+    assert not [name for name in encoder.tower_tensors if "lora" in name]
+
+
+def test_an_adapter_that_peft_cannot_merge_leaves_all_as_it_was() -> None:
+    vision = hf_vision()
+    peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"]))
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    change(model)
+    with torch.no_grad():
+        list(model.trainable_parameters())[-1].fill_(float("nan"))
+    before = copy.deepcopy(vision.state_dict())
+    with pytest.raises(ValueError, match=r"layers\.\d\.mlp\.fc1.*Nothing was merged"):
+        model.merge_peft()
+    after = vision.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[k], v) for k, v in before.items() if not v.isnan().any())
+
+
+@pytest.mark.parametrize("config", WHOLE)
+def test_a_merged_copy_gets_the_modes_of_what_it_replaces(config: Callable[[], Any]) -> None:
+    text = bert().train()
+    flags = {name: p.requires_grad for name, p in text.named_parameters()}
+    encoder = attach_bridgers(hf_vision(), text, 2, SMALL)
+    peft.get_peft_model(text, config())
+    encoder.merge_peft()
+    encoder.detach()
+    assert all(module.training for module in text.modules())
+    assert {name: p.requires_grad for name, p in text.named_parameters()} == flags
+
+
+def test_an_adapter_without_peft_on_a_tower_that_holds_some(tmp_path: Path) -> None:
+    BridgedModel(attach_bridgers(hf_vision(), hf_text(), 2, SMALL), {}).save_pretrained(tmp_path)
+    vision = hf_vision()
+    peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"]))
+    with pytest.raises(ValueError, match="vision tower holds layers of peft.*saved without any"):
+        BridgedModel.from_pretrained(tmp_path, vision, hf_text())
+
+
+LORA_AT = {at: lambda at=at: peft.LoraConfig(target_modules=[at]) for at in ("fc1", "fc2")}
+
+
+def test_a_second_wrapping_that_forgets_the_first() -> None:
+    vision = hf_vision()
+    peft.get_peft_model(vision, LORA_AT["fc1"]())
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    peft.get_peft_model(vision, LORA_AT["fc2"]())
+    with pytest.raises(ValueError, match="fc1.*no config.*wrapped twice.*add_adapter"):
+        model.trainable_parameters()
+    with pytest.raises(ValueError, match="wrapped twice"):
+        attach_bridgers(vision, hf_text(), 2, SMALL)
+
+
+def test_a_wrapping_around_another() -> None:
+    inner = peft.get_peft_model(hf_vision(), LORA_AT["fc1"]())
+    with pytest.raises(ValueError, match="wrapped twice.*add_adapter"):
+        attach_bridgers(peft.get_peft_model(inner, LORA_AT["fc2"]()), hf_text(), 2, SMALL)
