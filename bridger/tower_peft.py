@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Modul
             continue
         yield layer
         for name, child in layer.named_children():
-            if name not in TOWERS_OWN:
+            if name not in TOWERS_OWN and not is_layer(child):  # that one comes by itself
                 yield from child.modules()
     for _, model in _prompts(tower):
         yield from model.prompt_encoder[model.active_adapter].modules()
@@ -272,7 +273,8 @@ def _active(layer: Any) -> list[str]:
 
 def _known(layer: Any) -> set[str]:
     """Return the adapters that have tensors in this layer."""
-    return {name for held in layer.adapter_layer_names for name in getattr(layer, held)}
+    # peft names some by a path of attributes.
+    return {name for held in layer.adapter_layer_names for name in attrgetter(held)(layer)}
 
 
 def _refuse_inert(side: str, tower: nn.Module) -> None:

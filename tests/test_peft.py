@@ -528,14 +528,15 @@ def test_an_adapter_without_peft_on_a_tower_that_holds_some(tmp_path: Path) -> N
         BridgedModel.from_pretrained(tmp_path, vision, hf_text())
 
 
-LORA_AT = {at: lambda at=at: peft.LoraConfig(target_modules=[at]) for at in ("fc1", "fc2")}
+def lora_at(*layers: str) -> Any:
+    return peft.LoraConfig(target_modules=list(layers), r=4)
 
 
 def test_a_second_wrapping_that_forgets_the_first() -> None:
     vision = hf_vision()
-    peft.get_peft_model(vision, LORA_AT["fc1"]())
+    peft.get_peft_model(vision, lora_at("fc1"))
     model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
-    peft.get_peft_model(vision, LORA_AT["fc2"]())
+    peft.get_peft_model(vision, lora_at("fc2"))
     with pytest.raises(ValueError, match="fc1.*no config.*wrapped twice.*add_adapter"):
         model.trainable_parameters()
     with pytest.raises(ValueError, match="wrapped twice"):
@@ -543,6 +544,56 @@ def test_a_second_wrapping_that_forgets_the_first() -> None:
 
 
 def test_a_wrapping_around_another() -> None:
-    inner = peft.get_peft_model(hf_vision(), LORA_AT["fc1"]())
+    inner = peft.get_peft_model(hf_vision(), lora_at("fc1"))
     with pytest.raises(ValueError, match="wrapped twice.*add_adapter"):
-        attach_bridgers(peft.get_peft_model(inner, LORA_AT["fc2"]()), hf_text(), 2, SMALL)
+        attach_bridgers(peft.get_peft_model(inner, lora_at("fc2")), hf_text(), 2, SMALL)
+
+
+def roberta() -> nn.Module:
+    from families_text import FROM_PAD, build
+
+    return build("RobertaModel", **FROM_PAD)()
+
+
+READ_OFF: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "words of BERT": (bert, lambda: lora_at("word_embeddings")),
+    "words of CLIP": (hf_text, lambda: lora_at("token_embedding")),
+    "words of open_clip": (open_clip_vit, lambda: lora_at("token_embedding")),
+    "positions of RoBERTa": (roberta, lambda: lora_at("position_embeddings")),
+    "some words": (
+        bert,
+        lambda: peft.TrainableTokensConfig(
+            token_indices=[3, 4], target_modules=["word_embeddings"]
+        ),
+    ),
+    "some words beside LoRA": (
+        bert,
+        lambda: peft.LoraConfig(
+            target_modules=["query"], trainable_token_indices={"word_embeddings": [3, 4]}
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_OFF)
+def test_layers_that_families_read_sizes_off(name: str, tmp_path: Path) -> None:
+    build, config = READ_OFF[name]
+    text, plain = build(), build()
+    sizes = attach_bridgers(hf_vision(), plain, 2, SMALL).text.describe()
+    peft.get_peft_model(text, config())
+    model = BridgedModel(attach_bridgers(hf_vision(), text, 2, SMALL), {})
+    assert model.encoder.text.describe() == sizes
+    assert comes_back(model, tmp_path, hf_vision(), plain)
+    expected = model.encode(images(2), ids(2)).tokens
+    model.merge_peft()
+    torch.testing.assert_close(model.encode(images(2), ids(2)).tokens, expected)
+    assert not any(p.requires_grad for p in text.parameters())
+
+
+def test_lora_on_the_first_convolution() -> None:
+    visual = open_clip_vit().visual
+    peft.get_peft_model(visual, lora_at("conv1"))
+    model = BridgedModel(attach_bridgers(visual, hf_text(), 2, SMALL), {})
+    change(model)
+    model.encode(images(2), ids(2)).maps[-1].sum().backward()
+    assert all(p.grad is not None for p in model.parameter_groups()[-1]["params"])
