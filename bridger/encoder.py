@@ -19,8 +19,10 @@ from bridger.lockstep import StageHooks, run_lockstep
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
 from bridger.tap import Tap, taking
-from bridger.tower_peft import PeftPart, find_peft, own_modules, tuned_modules
+from bridger.tower_peft import PeftPart, find_peft, tuned_modules
 from bridger.tower_peft_changes import Parameters, merge_peft, take_out_peft
+from bridger.tower_peft_names import own_modules
+from bridger.tower_peft_trial import refuse_unused, running_layers, trial_inputs
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 
@@ -120,10 +122,16 @@ class BridgedEncoder(HalfTowers):
         inner = vision.module in set(text.module.modules())
         towers = {"text": text.module} if inner else {"vision": vision.module, "text": text.module}
         self.towers = nn.ModuleDict(towers)
-        self.peft_parts()  # raises early
+        find_peft(self._modules_by_side())  # raises early
+        self._tried: frozenset[nn.Module] = frozenset()
         tuned = set(tuned_modules(self.towers))
         self._frozen = [module for module in self.towers.modules() if module not in tuned]
         self._attach(before=None)
+        try:
+            self.peft_parts()
+        except BaseException:
+            self.detach()
+            raise
 
     def _attach(self, before: list[Flags] | None) -> None:
         vision_blocks = [self.vision.blocks[v] for v, _ in self.stages]
@@ -304,7 +312,23 @@ class BridgedEncoder(HalfTowers):
     def peft_parts(self) -> list[PeftPart]:
         """Return the adapters of peft in the towers; see `bridger.tower_peft.find_peft`."""
         self._owned()  # raises where peft took the place of what the adapter trains
-        return find_peft(self._modules_by_side())
+        parts = find_peft(self._modules_by_side())
+        if self._attached:
+            self._try_peft()
+        return parts
+
+    def _try_peft(self) -> None:
+        """Run the towers once for each new set of peft's layers, and refuse what takes no part."""
+        layers = frozenset(running_layers(self.towers).values())
+        if not layers <= self._tried:
+            pixels, ids, mask = trial_inputs(self.vision, self.text)
+            compiled, self._compiled = self._compiled, None
+            try:
+                with self.disable():
+                    refuse_unused(self.towers, lambda: self._run(pixels, ids, mask, 1))
+            finally:
+                self._compiled = compiled
+        self._tried = layers
 
     def _modules_by_side(self) -> dict[str, nn.Module]:
         return {"vision": self.vision.module, "text": self.text.module}
@@ -352,7 +376,7 @@ class BridgedEncoder(HalfTowers):
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.
         state = {k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps")}
-        state["_compiled"] = None
+        state["_compiled"], state["_tried"] = None, frozenset()
         if self._attached:
             state["_before"] = flags_before(self._frozen)
         return state

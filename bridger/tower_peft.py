@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bridger.tower_peft_names import TOWERS_OWN, without_peft
 from bridger.towers.base import has_prompts, is_a, is_layer, unwrap
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA that subtract from the layer itself what the adapter then adds."""
-
-TOWERS_OWN = ("base_layer", "original_module")
-"""Children of a layer of peft that are the tower's."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def find_peft(towers: Mapping[str, nn.Module]) -> list[PeftPart]:
         layers = frozenset(layer for layer in layers_in(module) if layer not in covered)
         covered |= layers
         _refuse_forgotten(side, module, layers)
-        active = sorted({name for layer in layers for name in _active(layer)})
+        active = sorted({name for layer in layers for name in active_adapters(layer)})
         parts += [PeftPart(side, path, module, adapter, layers) for adapter in active]
     for side, tower in towers.items():
         parts += [
@@ -144,86 +142,6 @@ def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Modul
         yield from model.prompt_encoder[model.active_adapter].modules()
 
 
-def own_modules(tower: nn.Module, *, copied: bool = True) -> Iterator[tuple[str, str, nn.Module]]:
-    """Return the tower's own modules, none of peft's: name without peft, name now, module.
-
-    Args:
-        tower: the tower's module, or a module of several.
-        copied: also those of which peft runs a copy instead.
-    """
-    seen: set[nn.Module] = set()
-    for name, now, module in _own_modules(tower, (), (), copied):
-        if module not in seen:
-            seen.add(module)
-            yield name, now, module
-
-
-Path = tuple[str, ...]
-
-
-def _own_modules(
-    module: nn.Module, name: Path, now: Path, copied: bool
-) -> Iterator[tuple[str, str, nn.Module]]:
-    if is_layer(module):
-        if copied or not _stands_in(module):
-            inner = _inner_of(module)
-            below = module.get_submodule(inner)
-            yield from _own_modules(below, name, (*now, inner), copied)
-        return
-    yield ".".join(name), ".".join(now), module
-    for child, below in module.named_children():
-        # peft's model for virtual tokens has children of its own.
-        if not has_prompts(module) or child == "base_model":
-            yield from _own_modules(below, (*name, child), (*now, child), copied)
-
-
-def own_tensors(tower: nn.Module, *, buffers: bool) -> Iterator[tuple[str, str, Tensor]]:
-    """Return what is the tower's own and is read there: name without peft, name now, tensor.
-
-    Args:
-        tower: the tower's module.
-        buffers: the buffers instead of the parameters.
-    """
-    seen: set[Tensor] = set()
-    for name, now, module in own_modules(tower, copied=False):
-        for leaf, tensor in (module._buffers if buffers else module._parameters).items():
-            if tensor is not None and tensor not in seen:
-                seen.add(tensor)
-                yield f"{name}.{leaf}".lstrip("."), f"{now}.{leaf}".lstrip("."), tensor
-
-
-def place_now(tower: nn.Module, name: str) -> str:
-    """Return the name that a tensor of a tower without peft has in the tower as it is.
-
-    Raises:
-        ValueError: it is in a layer for which peft has put a copy in its place.
-    """
-    module: nn.Module | None = tower
-    now: list[str] = []
-    for part in name.split("."):
-        while module is not None and is_layer(module):
-            if _stands_in(module):
-                raise ValueError(
-                    f"peft trains a copy of the layer at {'.'.join(now)} "
-                    f"({type(module).__name__}), so the adapter's own {name!r} would do nothing: "
-                    "leave that layer out of peft's config, or out of `trainable`"
-                )
-            now.append(_inner_of(module))
-            module = module._modules[now[-1]]
-        now.append(part)
-        module = None if module is None else module._modules.get(part)
-    return ".".join(now)
-
-
-def _inner_of(layer: nn.Module) -> str:
-    return next(name for name in TOWERS_OWN if name in layer._modules)
-
-
-def _stands_in(layer: nn.Module) -> bool:
-    """Whether peft runs a copy of the tower's layer in its stead."""
-    return is_a(layer, "peft", "AuxiliaryTrainingWrapper", "LNTuningLayer")
-
-
 def tuned_parameters(tower: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of peft's layers that are to be trained, each once."""
     parameters = [p for m in tuned_modules(tower) for p in m.parameters(recurse=False)]
@@ -266,7 +184,8 @@ def outermost(tower: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, layer
 
 
-def _active(layer: Any) -> list[str]:
+def active_adapters(layer: Any) -> list[str]:
+    """Return the names of the adapters that a layer of peft runs."""
     names: list[str] = layer.active_adapters
     return [] if layer.disable_adapters else [name for name in names if name in _known(layer)]
 
@@ -297,7 +216,7 @@ def _refuse_inert(side: str, tower: nn.Module) -> None:
 def _refuse_forgotten(side: str, module: Any, layers: frozenset[nn.Module]) -> None:
     """Wrapping a second time forgets the config that loading needs to make the first's layers."""
     for name, layer in outermost(module):
-        for adapter in _active(layer) if layer in layers else ():
+        for adapter in active_adapters(layer) if layer in layers else ():
             config = module.peft_config.get(adapter)
             if config is None or not _targets(config, name, layer):
                 raise ValueError(
@@ -311,7 +230,7 @@ def _targets(config: Any, name: str, layer: Any) -> bool:
     """Whether peft would put such a layer there again."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-    bare = ".".join(part for part in name.split(".") if part not in TOWERS_OWN)
+    bare = without_peft(name)
     if is_a(layer, "peft", "ModulesToSaveWrapper"):
         return any(bare.endswith(kept) for kept in config.modules_to_save or ())
     if is_a(layer, "peft", "AuxiliaryTrainingWrapper", "ParamWrapper"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_conformance import SMALL, same, trace
-from helpers_towers import hf_text, hf_vision, ids, images, open_clip_resnet, open_clip_vit
+from helpers_towers import hf_clip, hf_text, hf_vision, ids, images, open_clip_resnet, open_clip_vit
 from torch import Tensor, nn
 
 from bridger import BridgedModel, attach_bridgers, checkpoint
@@ -31,12 +31,12 @@ def bert() -> nn.Module:
     return BertModel(BertConfig(**size, intermediate_size=32, vocab_size=64))
 
 
-def timm_vit() -> nn.Module:
+def timm_vit(num_classes: int = 0) -> nn.Module:
     import timm
 
     torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
-    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=num_classes, **options)
 
 
 def open_clip_pair() -> tuple[nn.Module, nn.Module]:
@@ -597,3 +597,57 @@ def test_lora_on_the_first_convolution() -> None:
     change(model)
     model.encode(images(2), ids(2)).maps[-1].sum().backward()
     assert all(p.grad is not None for p in model.parameter_groups()[-1]["params"])
+
+
+def torchvision_resnet() -> nn.Module:
+    from torchvision.models import resnet18
+
+    return resnet18()
+
+
+UNUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "the text half of CLIP": (hf_clip, "q_proj"),
+    "a classifier of timm": (lambda: timm_vit(num_classes=5), "head"),
+    "a classifier of torchvision": (torchvision_resnet, "fc"),
+}
+
+
+@pytest.mark.parametrize("first", ["peft", "bridgers"])
+@pytest.mark.parametrize("name", UNUSED)
+def test_layers_that_no_feature_needs(name: str, first: str, tmp_path: Path) -> None:
+    build, layer = UNUSED[name]
+    vision = build()
+    before = trace(vision)
+    said = "no feature needs the layer at vision.*exclude_modules"
+    if first == "peft":
+        peft.get_peft_model(vision, lora_at(layer))
+        before = trace(vision)
+        with pytest.raises(ValueError, match=said):
+            attach_bridgers(vision, hf_text(), 2, SMALL)
+        assert trace(vision) == before
+        return
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    peft.get_peft_model(vision, lora_at(layer))
+    for refused in (model.parameter_groups, lambda: model.save_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=said):
+            refused()
+
+
+def test_both_halves_of_a_model_that_is_both_towers(tmp_path: Path) -> None:
+    clip, plain = hf_clip(), hf_clip()
+    peft.get_peft_model(clip, lora_at("q_proj"))
+    model = BridgedModel(attach_bridgers(clip, clip, 2, SMALL), {})
+    assert comes_back(model, tmp_path, plain, plain)
+
+
+def test_the_towers_run_once_more_only_where_peft_has_come() -> None:
+    vision, calls = hf_vision(), []
+    block = vision.vision_model.encoder.layers[0]
+    block.register_forward_hook(lambda *_: calls.append(0))
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    model.parameter_groups()
+    assert not calls
+    peft.get_peft_model(vision, lora_at("fc1"))
+    for _ in range(2):
+        model.parameter_groups()
+    assert len(calls) == 1
