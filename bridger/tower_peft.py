@@ -3,7 +3,8 @@
 They are part of the tower, so a plain call of the tower runs them too. To an encoder they are
 what is trained there: they keep their gradients and their dropout while all else is frozen, and
 they are counted, saved, loaded and merged with the adapter. So are the virtual tokens that peft
-puts before the texts of a tower. Finding all that is here; `tower_peft_changes.py` changes towers.
+puts before the texts of a tower. Finding all that is here; `tower_peft_trial.py` sees whether it
+takes part, `tower_peft_names.py` names tensors beside it, `tower_peft_changes.py` changes towers.
 """
 
 from __future__ import annotations
