@@ -35,10 +35,9 @@ def refuse_unused(towers: nn.Module, run: Callable[[], Any]) -> None:
     unused = [name for name, layer in running_layers(towers).items() if layer not in called]
     if unused:
         raise ValueError(
-            f"no feature needs the layer at {unused[0]}, so what peft put there ({len(unused)} "
-            "layers of this kind) would not be trained: it is a classifier, or in a half of the "
-            "model that is not used. Leave it out with exclude_modules, or apply peft to the "
-            "encoder alone"
+            f"no feature needs peft's layer at {unused[0]} ({len(unused)} such in all), so it "
+            "would not be trained: it is in a classifier, or in a half of the model that is no "
+            "tower here. Leave it out with exclude_modules, or apply peft to the encoder alone"
         )
 
 

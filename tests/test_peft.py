@@ -618,7 +618,7 @@ def test_layers_that_no_feature_needs(name: str, first: str, tmp_path: Path) -> 
     build, layer = UNUSED[name]
     vision = build()
     before = trace(vision)
-    said = "no feature needs the layer at vision.*exclude_modules"
+    said = "no feature needs peft's layer at vision.*exclude_modules"
     if first == "peft":
         peft.get_peft_model(vision, lora_at(layer))
         before = trace(vision)
