@@ -31,6 +31,8 @@ from bridger.summary import stage_table
 from bridger.tap import Tap, taking
 from bridger.tower_peft import PeftPart, find_peft, tuned_modules
 from bridger.tower_peft_changes import Parameters, merge_peft
+from bridger.tower_peft_names import own_modules
+from bridger.tower_peft_trial import refuse_unused, running_layers, trial_inputs
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 
@@ -139,10 +141,16 @@ class BridgedEncoder(HalfTowers):
         inner = vision.module in set(text.module.modules())
         towers = {"text": text.module} if inner else {"vision": vision.module, "text": text.module}
         self.towers = nn.ModuleDict(towers)
-        self.peft_parts()  # raises early
+        find_peft(self._modules_by_side())  # raises early
+        self._tried: frozenset[nn.Module] = frozenset()
         tuned = set(tuned_modules(self.towers))
         self._frozen = [module for module in self.towers.modules() if module not in tuned]
         self._attach(before=None)
+        try:
+            self.peft_parts()
+        except BaseException:
+            self.detach()
+            raise
 
     def _attach(self, before: list[Flags] | None) -> None:
         vision_blocks = [self.vision.blocks[v] for v, _ in self.stages]
@@ -230,7 +238,7 @@ class BridgedEncoder(HalfTowers):
     ) -> BridgedFeatures:
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         no_tensors: dict[str, dict[str, Tensor]] = {"vision": {}, "text": {}}
-        tensors = no_tensors if is_disabled(self) else self.tower_tensors.by_tower()
+        tensors = no_tensors if is_disabled(self) else self._owned()
         bridge = Bridging(self, token_mask, image_size, expressions)
         vision, text = self.vision, self.text
         if self._compiled is not None:
@@ -269,7 +277,7 @@ class BridgedEncoder(HalfTowers):
         Raises:
             ValueError: the adapter trains tensors inside blocks, which compiled blocks do not see.
         """
-        owned = self.tower_tensors.by_tower()
+        owned = self._owned()
         self._compiled = (
             CompiledBlocks(self.vision, owned["vision"], options),
             CompiledBlocks(self.text, owned["text"], options),
@@ -350,7 +358,30 @@ class BridgedEncoder(HalfTowers):
 
     def peft_parts(self) -> list[PeftPart]:
         """Return the adapters of peft in the towers; see `bridger.tower_peft.find_peft`."""
-        return find_peft({"vision": self.vision.module, "text": self.text.module})
+        self._owned()  # raises where peft took the place of what the adapter trains
+        parts = find_peft(self._modules_by_side())
+        if self._attached:
+            self._try_peft()
+        return parts
+
+    def _try_peft(self) -> None:
+        """Run the towers once for each new set of peft's layers, and refuse what takes no part."""
+        layers = frozenset(running_layers(self.towers).values())
+        if not layers <= self._tried:
+            pixels, ids, mask = trial_inputs(self.vision, self.text)
+            compiled, self._compiled = self._compiled, None
+            try:
+                with self.disable():
+                    refuse_unused(self.towers, lambda: self._run(pixels, ids, mask, 1))
+            finally:
+                self._compiled = compiled
+        self._tried = layers
+
+    def _modules_by_side(self) -> dict[str, nn.Module]:
+        return {"vision": self.vision.module, "text": self.text.module}
+
+    def _owned(self) -> dict[str, dict[str, Tensor]]:
+        return self.tower_tensors.by_tower(self._modules_by_side())
 
     def merge_peft(self) -> None:
         """Merge peft's layers into the towers for good, so that these run as fast as before.
@@ -359,17 +390,19 @@ class BridgedEncoder(HalfTowers):
         saved afterwards fits such towers only.
 
         Raises:
-            ValueError: there are none, or peft cannot merge them.
+            ValueError: there are none, or peft cannot merge them; then all is as before.
         """
         parts = self.peft_parts()
         if not parts:
             raise ValueError("the towers hold no layers of peft: there is nothing to merge")
+        held = set(self._frozen)
+        own = {name: m for name, _, m in own_modules(self.towers) if m in held}
         merge_peft(parts)
         self.before_peft.clear()
-        held = set(self._frozen)
-        trained = [module for module in self.towers.modules() if module not in held]
-        hold(trained)  # copies of whole layers that peft has trained
-        self._frozen += trained
+        # Copies of whole layers that peft has trained take over what their originals had.
+        copies = {name: m for name, _, m in own_modules(self.towers) if m not in held}
+        hold(copies.values(), flags_before(own[name] for name in copies))
+        self._frozen += copies.values()
 
     def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
         """Put one head on the features; its input widths are read from `spec`."""
@@ -389,10 +422,9 @@ class BridgedEncoder(HalfTowers):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.
-        state = {
-            k: v for k, v in self.__dict__.items() if k not in ("_hooks", "_taps", "_attachment")
-        }
-        state["_compiled"] = None
+        left_out = ("_hooks", "_taps", "_attachment")
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+        state["_compiled"], state["_tried"] = None, frozenset()
         if self._attached:
             state["_before"] = flags_before(self._frozen)
         return state

@@ -3,7 +3,8 @@
 They are part of the tower, so a plain call of the tower runs them too. To an encoder they are
 what is trained there: they keep their gradients and their dropout while all else is frozen, and
 they are counted, saved, loaded and merged with the adapter. So are the virtual tokens that peft
-puts before the texts of a tower. Finding all that is here; `tower_peft_changes.py` changes towers.
+puts before the texts of a tower. Finding all that is here; `tower_peft_trial.py` sees whether it
+takes part, `tower_peft_names.py` names tensors beside it, `tower_peft_changes.py` changes towers.
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bridger.towers.base import has_prompts, is_a, unwrap
+from bridger.tower_peft_names import TOWERS_OWN, without_peft
+from bridger.towers.base import has_prompts, is_a, is_layer, unwrap
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA that subtract from the layer itself what the adapter then adds."""
-
-TOWERS_OWN = ("base_layer", "original_module")
-"""Children of a layer of peft that are the tower's."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class PeftPart:
         path: the module that peft was applied to, below the tower's own module.
         module: that module.
         adapter: the adapter's name in peft.
-        layers: its layers, without those of another config further inside, or what makes its
-            virtual tokens.
+        layers: modules whose tensors under the adapter's name are its own: its layers, without
+            those of another config further inside, or what holds peft's virtual tokens.
     """
 
     side: str
@@ -86,12 +86,13 @@ def find_peft(towers: Mapping[str, nn.Module]) -> list[PeftPart]:
     for side, path, module in _places(towers):
         layers = frozenset(layer for layer in layers_in(module) if layer not in covered)
         covered |= layers
-        active = sorted({name for layer in layers for name in _active(layer)})
+        _refuse_forgotten(side, module, layers)
+        active = sorted({name for layer in layers for name in active_adapters(layer)})
         parts += [PeftPart(side, path, module, adapter, layers) for adapter in active]
     for side, tower in towers.items():
         parts += [
-            PeftPart(side, path, prompted, prompted.active_adapter, frozenset([encoder]))
-            for path, prompted, encoder in _prompts(tower)
+            PeftPart(side, path, model, model.active_adapter, frozenset([model.prompt_encoder]))
+            for path, model in _prompts(tower)
         ]
         for name, layer in tower.named_modules():
             if is_layer(layer) and layer not in covered:
@@ -119,12 +120,9 @@ def _places(
     return sorted(places.values(), key=lambda place: len(list(place[2].modules())))
 
 
-def _prompts(tower: nn.Module) -> Iterator[tuple[str, Any, nn.Module]]:
-    """Return models with virtual tokens in a tower: path, model, what makes the tokens."""
-    for path, module in tower.named_modules():
-        if has_prompts(module):
-            prompted: Any = module
-            yield path, prompted, prompted.prompt_encoder
+def _prompts(tower: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Return models with virtual tokens in a tower, with their paths."""
+    return ((path, module) for path, module in tower.named_modules() if has_prompts(module))
 
 
 def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Module]:
@@ -139,10 +137,10 @@ def tuned_modules(tower: nn.Module, *, copies: bool = True) -> Iterator[nn.Modul
             continue
         yield layer
         for name, child in layer.named_children():
-            if name not in TOWERS_OWN:
+            if name not in TOWERS_OWN and not is_layer(child):  # that one comes by itself
                 yield from child.modules()
-    for _, _, encoder in _prompts(tower):
-        yield from encoder.modules()
+    for _, model in _prompts(tower):
+        yield from model.prompt_encoder[model.active_adapter].modules()
 
 
 def tuned_parameters(tower: nn.Module) -> list[nn.Parameter]:
@@ -173,24 +171,30 @@ def describe_peft(parts: list[PeftPart]) -> list[dict[str, Any]]:
     ]
 
 
-def is_layer(module: nn.Module) -> bool:
-    """Whether it is a layer of peft around one of the tower's."""
-    return is_a(module, "peft", "BaseTunerLayer", "AuxiliaryTrainingWrapper")
-
-
 def layers_in(tower: nn.Module) -> Iterator[Any]:
     """Return peft's layers in a tower."""
     return (module for module in tower.modules() if is_layer(module))
 
 
-def _active(layer: Any) -> list[str]:
+def outermost(tower: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Return peft's layers with their names, but those inside others, which go with them."""
+    inside: str | None = None
+    for name, layer in tower.named_modules():
+        if is_layer(layer) and not (inside and name.startswith(inside)):
+            inside = f"{name}."
+            yield name, layer
+
+
+def active_adapters(layer: Any) -> list[str]:
+    """Return the names of the adapters that a layer of peft runs."""
     names: list[str] = layer.active_adapters
     return [] if layer.disable_adapters else [name for name in names if name in _known(layer)]
 
 
 def _known(layer: Any) -> set[str]:
     """Return the adapters that have tensors in this layer."""
-    return {name for held in layer.adapter_layer_names for name in getattr(layer, held)}
+    # peft names some by a path of attributes.
+    return {name for held in layer.adapter_layer_names for name in attrgetter(held)(layer)}
 
 
 def _refuse_inert(side: str, tower: nn.Module) -> None:
@@ -208,6 +212,35 @@ def _refuse_inert(side: str, tower: nn.Module) -> None:
                     f"{type(module).__name__} reads the weight without calling that layer. "
                     f"Leave it out with exclude_modules{instead}"
                 )
+
+
+def _refuse_forgotten(side: str, module: Any, layers: frozenset[nn.Module]) -> None:
+    """Wrapping a second time forgets the config that loading needs to make the first's layers."""
+    for name, layer in outermost(module):
+        for adapter in active_adapters(layer) if layer in layers else ():
+            config = module.peft_config.get(adapter)
+            if config is None or not _targets(config, name, layer):
+                raise ValueError(
+                    f"peft's layer {adapter!r} at {name} of the {side} tower has no config: "
+                    f"{type(module).__name__} was wrapped twice, and peft keeps one. Wrap it "
+                    "once, then call add_adapter on what that returned"
+                )
+
+
+def _targets(config: Any, name: str, layer: Any) -> bool:
+    """Whether peft would put such a layer there again."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    bare = without_peft(name)
+    if is_a(layer, "peft", "ModulesToSaveWrapper"):
+        return any(bare.endswith(kept) for kept in config.modules_to_save or ())
+    if is_a(layer, "peft", "AuxiliaryTrainingWrapper", "ParamWrapper"):
+        return True  # named by indices of tokens, or by a parameter
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    return bool(
+        tuner._check_target_module_exists(config, bare)
+        or tuner._check_tied_module_exists(config, bare)
+    )
 
 
 def _refuse_config(part: PeftPart) -> None:

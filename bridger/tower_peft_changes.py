@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bridger.tower_peft import PeftPart, is_layer, layers_in
+from bridger.tower_peft import PeftPart, layers_in, outermost
 from bridger.towers import TextTower
 from bridger.towers.base import has_prompts, is_a, unwrap
 
@@ -30,10 +31,15 @@ def wrap_prompts(
         saved: side, path, adapter and config of each adapter of peft, as from `describe_peft`.
 
     Raises:
-        ValueError: peft cannot give it these.
+        ValueError: peft cannot give it these, or it has some and the adapter none.
     """
     entry = next((entry for entry in saved if _is_prompt(entry)), None)
     if entry is None:
+        if has_prompts(text_model):
+            raise ValueError(
+                "the text tower is wrapped for virtual tokens, and the adapter was saved without "
+                "any: pass what is wrapped, text_model.get_base_model()"
+            )
         return text_model
     module = text_model.module if isinstance(text_model, TextTower) else text_model
     try:
@@ -80,14 +86,15 @@ def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]])
         The towers' parameters by the module that owns them, for `take_out_peft`.
 
     Raises:
-        ValueError: a tower holds layers of peft already, which a second set would mix with.
+        ValueError: a tower holds layers of peft already, which the adapter knows nothing of.
     """
     saved = [entry for entry in saved if not _is_prompt(entry)]
+    theirs = "brings its own" if saved else "was saved without any"
     for side, tower in towers.items():
-        if saved and any(True for _ in layers_in(tower)):
+        if any(True for _ in layers_in(tower)):
             raise ValueError(
-                f"the {side} tower holds layers of peft, and the adapter brings its own: "
-                "pass the towers without any"
+                f"the {side} tower holds layers of peft, and the adapter {theirs}: "
+                "pass plain towers; layers of your own can be added once it is loaded"
             )
     modules = {module for tower in towers.values() for module in tower.modules()}
     before = {module: dict(module._parameters) for module in modules} if saved else {}
@@ -137,24 +144,34 @@ def merge_peft(parts: list[PeftPart]) -> None:
     """Take peft's layers out of the towers, and leave in these what the layers did.
 
     Raises:
-        ValueError: peft cannot merge such layers.
+        ValueError: peft cannot merge such layers; then all is as before.
     """
-    for part in parts:
-        if has_prompts(part.module):
+    modules = list(dict.fromkeys(part.module for part in parts))
+    for module in modules:
+        if has_prompts(module):
             raise ValueError("virtual tokens before the texts cannot be merged into a tower")
-        for layer in layers_in(part.module):
-            if is_a(layer, "peft", "BaseTunerLayer") and not hasattr(layer, "merge"):
-                raise ValueError(f"peft cannot merge {type(layer).__name__} into the tower")
-    _remove([part.module for part in parts], merge=True)
+        for name, layer in outermost(module):
+            _try_merging(name, layer)
+    _remove(modules, merge=True)
+
+
+def _try_merging(name: str, layer: Any) -> None:
+    """Merge a copy: peft changes some layers before it finds that it cannot merge another."""
+    for inside in layers_in(layer):
+        if is_a(inside, "peft", "BaseTunerLayer") and not hasattr(inside, "merge"):
+            raise ValueError(f"peft cannot merge {type(inside).__name__} into the tower")
+    try:
+        _without(copy.deepcopy(layer), merge=True)
+    except Exception as error:
+        raise ValueError(
+            f"peft cannot merge the layer at {name} ({error}). Nothing was merged"
+        ) from error
 
 
 def _remove(modules: Iterable[nn.Module], *, merge: bool) -> None:
     for module in dict.fromkeys(modules):
-        inside: str | None = None
-        for name, layer in list(module.named_modules()):
-            if is_layer(layer) and not (inside and name.startswith(inside)):
-                inside = f"{name}."  # a layer takes out those inside it
-                _put(module, name, _without(layer, merge))
+        for name, layer in list(outermost(module)):
+            _put(module, name, _without(layer, merge))
         del module.peft_config
 
 

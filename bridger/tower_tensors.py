@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from bridger.tower_peft import tuned_parameters
+from bridger.tower_peft_names import own_tensors, place_now
 from bridger.towers import TextTower, VisionTower
 
 POSITIONS, STATISTICS = "positions", "statistics"
@@ -16,6 +16,8 @@ RUNNING = ("running_mean", "running_var")
 
 class TowerTensors(nn.ParameterDict):
     """Adapter-owned parameters, keyed "vision:<name>" and "text:<name>", dots as slashes.
+
+    Names are those of towers without peft, so that peft may come, go or be merged later.
 
     Args:
         vision: the vision tower.
@@ -40,12 +42,16 @@ class TowerTensors(nn.ParameterDict):
                 copy = tensor.detach().clone().float()
                 self[_key(side, name)] = nn.Parameter(copy, requires_grad=pattern != STATISTICS)
 
-    def by_tower(self) -> dict[str, dict[str, Tensor]]:
-        """Return {"vision": {name: tensor}, "text": {name: tensor}}, names below the tower."""
-        tensors: dict[str, dict[str, Tensor]] = {"vision": {}, "text": {}}
+    def by_tower(self, towers: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+        """Return tensors by side, then by the name that they have below that tower now.
+
+        Raises:
+            ValueError: peft has put a copy in the place of a whole layer that the adapter trains.
+        """
+        tensors: dict[str, dict[str, Tensor]] = {side: {} for side in towers}
         for key, parameter in self.items():
             side, name = key.split(":", 1)
-            tensors[side][name.replace("/", ".")] = parameter
+            tensors[side][place_now(towers[side], name.replace("/", "."))] = parameter
         return tensors
 
 
@@ -57,22 +63,17 @@ def _matching(
     vision: VisionTower, text: TextTower, pattern: str
 ) -> Iterator[tuple[str, str, Tensor]]:
     inner = {*vision.module.parameters(), *vision.module.buffers()}
-    tuned = {p for tower in (vision, text) for p in tuned_parameters(tower.module)}
     for side, tower in (("vision", vision), ("text", text)):
         positions = tower.position_names()
-        statistics = pattern == STATISTICS
-        named = tower.module.named_buffers() if statistics else tower.module.named_parameters()
-        for name, tensor in named:
+        for name, now, tensor in own_tensors(tower.module, buffers=pattern == STATISTICS):
             # A whole CLIP on the text side holds the vision tower too, which is named "vision".
-            if tensor in tuned or (side == "text" and tensor in inner):
+            if side == "text" and tensor in inner:
                 continue
-            if _fits(pattern, side, name, positions):
+            if now in positions if pattern == POSITIONS else _fits(pattern, side, name):
                 yield side, name, tensor
 
 
-def _fits(pattern: str, side: str, name: str, positions: tuple[str, ...]) -> bool:
-    if pattern == POSITIONS:
-        return name in positions
+def _fits(pattern: str, side: str, name: str) -> bool:
     if pattern == STATISTICS:
         return name.rpartition(".")[2] in RUNNING
     return fnmatchcase(f"{side}.{name}", pattern)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_conformance import SMALL, same, trace
-from helpers_towers import hf_text, hf_vision, ids, images, open_clip_resnet, open_clip_vit
+from helpers_towers import hf_clip, hf_text, hf_vision, ids, images, open_clip_resnet, open_clip_vit
 from torch import Tensor, nn
 
 from bridger import BridgedModel, attach_bridgers, checkpoint
@@ -31,12 +31,12 @@ def bert() -> nn.Module:
     return BertModel(BertConfig(**size, intermediate_size=32, vocab_size=64))
 
 
-def timm_vit() -> nn.Module:
+def timm_vit(num_classes: int = 0) -> nn.Module:
     import timm
 
     torch.manual_seed(0)
     options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
-    return timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=num_classes, **options)
 
 
 def open_clip_pair() -> tuple[nn.Module, nn.Module]:
@@ -445,3 +445,220 @@ def test_an_attention_pool_with_peft_is_read_with_it() -> None:
         read = value_path(pool["attn"], tokens)
         wrapped.merge_and_unload()
         torch.testing.assert_close(read, value_path(pool["attn"], tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["peft", "bridgers"])
+def test_tower_tensors_keep_their_names_when_peft_comes_and_goes(
+    first: str, tmp_path: Path
+) -> None:
+    vision, text = hf_vision(), hf_text()
+    plain = copy.deepcopy((vision, text))
+    config = peft.LoraConfig(target_modules=["fc1"])
+    if first == "peft":
+        peft.get_peft_model(vision, config)
+    encoder = attach_bridgers(vision, text, 2, SMALL, trainable="vision.*.bias")
+    names = list(encoder.tower_tensors)
+    if first == "bridgers":
+        peft.get_peft_model(vision, config)
+    model = BridgedModel(encoder, {})
+    assert comes_back(model, tmp_path, *plain)
+    sum(map.square().sum() for map in model.encode(images(2), ids(2)).maps).backward()
+    assert all(p.grad is not None for p in encoder.tower_tensors.values())
+    expected = model.encode(images(2), ids(2)).maps[-1]
+    model.merge_peft()
+    merged = model.encode(images(2), ids(2)).maps[-1]
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+    model.save_pretrained(tmp_path)
+    model.detach()
+    again = BridgedModel.from_pretrained(tmp_path, vision, plain[1])
+    assert names == list(again.encoder.tower_tensors)
+    assert torch.equal(again.encode(images(2), ids(2)).maps[-1], merged)
+
+
+WHOLE = [
+    lambda: peft.LoraConfig(target_modules=["query"], modules_to_save=["pooler"]),
+    lambda: peft.LNTuningConfig(target_modules=["LayerNorm"]),
+]
+
+
+@pytest.mark.parametrize("config", WHOLE)
+def test_layers_of_which_peft_trains_a_copy(config: Callable[[], Any]) -> None:
+    """Tensors of the layer itself would be trained without effect."""
+    text = bert()
+    encoder = attach_bridgers(hf_vision(), text, 2, SMALL, trainable="text.*.bias")
+    every = set(encoder.tower_tensors)
+    peft.get_peft_model(text, config())
+    with pytest.raises(ValueError, match="peft trains a copy of the layer at .* out of `trainabl"):
+        BridgedModel(encoder, {}).trainable_parameters()
+    encoder.detach()
+    encoder = attach_bridgers(hf_vision(), text, 2, SMALL, trainable="text.*.bias")
+    without = every - set(encoder.tower_tensors)
+    assert without and all("pooler" in name or "LayerNorm" in name for name in without)
+
+
+def test_idle_adapters_are_no_tensors_of_the_tower() -> None:
+    vision = hf_vision()
+    wrapped = peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"]), "one")
+    wrapped.add_adapter("idle", peft.LoraConfig(target_modules=["fc2"]))
+    encoder = attach_bridgers(wrapped, hf_text(), 2, SMALL, trainable="vision.*")
+    assert not [name for name in encoder.tower_tensors if "lora" in name]
+
+
+def test_an_adapter_that_peft_cannot_merge_leaves_all_as_it_was() -> None:
+    vision = hf_vision()
+    peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"]))
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    change(model)
+    with torch.no_grad():
+        list(model.trainable_parameters())[-1].fill_(float("nan"))
+    before = copy.deepcopy(vision.state_dict())
+    with pytest.raises(ValueError, match=r"layers\.\d\.mlp\.fc1.*Nothing was merged"):
+        model.merge_peft()
+    after = vision.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[k], v) for k, v in before.items() if not v.isnan().any())
+
+
+@pytest.mark.parametrize("config", WHOLE)
+def test_a_merged_copy_gets_the_modes_of_what_it_replaces(config: Callable[[], Any]) -> None:
+    text = bert().train()
+    flags = {name: p.requires_grad for name, p in text.named_parameters()}
+    encoder = attach_bridgers(hf_vision(), text, 2, SMALL)
+    peft.get_peft_model(text, config())
+    encoder.merge_peft()
+    encoder.detach()
+    assert all(module.training for module in text.modules())
+    assert {name: p.requires_grad for name, p in text.named_parameters()} == flags
+
+
+def test_an_adapter_without_peft_on_a_tower_that_holds_some(tmp_path: Path) -> None:
+    BridgedModel(attach_bridgers(hf_vision(), hf_text(), 2, SMALL), {}).save_pretrained(tmp_path)
+    vision = hf_vision()
+    peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"]))
+    with pytest.raises(ValueError, match="vision tower holds layers of peft.*saved without any"):
+        BridgedModel.from_pretrained(tmp_path, vision, hf_text())
+
+
+def lora_at(*layers: str) -> Any:
+    return peft.LoraConfig(target_modules=list(layers), r=4)
+
+
+def test_a_second_wrapping_that_forgets_the_first() -> None:
+    vision = hf_vision()
+    peft.get_peft_model(vision, lora_at("fc1"))
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    peft.get_peft_model(vision, lora_at("fc2"))
+    with pytest.raises(ValueError, match="fc1.*no config.*wrapped twice.*add_adapter"):
+        model.trainable_parameters()
+    with pytest.raises(ValueError, match="wrapped twice"):
+        attach_bridgers(vision, hf_text(), 2, SMALL)
+
+
+def test_a_wrapping_around_another() -> None:
+    inner = peft.get_peft_model(hf_vision(), lora_at("fc1"))
+    with pytest.raises(ValueError, match="wrapped twice.*add_adapter"):
+        attach_bridgers(peft.get_peft_model(inner, lora_at("fc2")), hf_text(), 2, SMALL)
+
+
+def roberta() -> nn.Module:
+    from families_text import FROM_PAD, build
+
+    return build("RobertaModel", **FROM_PAD)()
+
+
+READ_OFF: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "words of BERT": (bert, lambda: lora_at("word_embeddings")),
+    "words of CLIP": (hf_text, lambda: lora_at("token_embedding")),
+    "words of open_clip": (open_clip_vit, lambda: lora_at("token_embedding")),
+    "positions of RoBERTa": (roberta, lambda: lora_at("position_embeddings")),
+    "some words": (
+        bert,
+        lambda: peft.TrainableTokensConfig(
+            token_indices=[3, 4], target_modules=["word_embeddings"]
+        ),
+    ),
+    "some words beside LoRA": (
+        bert,
+        lambda: peft.LoraConfig(
+            target_modules=["query"], trainable_token_indices={"word_embeddings": [3, 4]}
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_OFF)
+def test_layers_that_families_read_sizes_off(name: str, tmp_path: Path) -> None:
+    build, config = READ_OFF[name]
+    text, plain = build(), build()
+    sizes = attach_bridgers(hf_vision(), plain, 2, SMALL).text.describe()
+    peft.get_peft_model(text, config())
+    model = BridgedModel(attach_bridgers(hf_vision(), text, 2, SMALL), {})
+    assert model.encoder.text.describe() == sizes
+    assert comes_back(model, tmp_path, hf_vision(), plain)
+    expected = model.encode(images(2), ids(2)).tokens
+    model.merge_peft()
+    torch.testing.assert_close(model.encode(images(2), ids(2)).tokens, expected)
+    assert not any(p.requires_grad for p in text.parameters())
+
+
+def test_lora_on_the_first_convolution() -> None:
+    visual = open_clip_vit().visual
+    peft.get_peft_model(visual, lora_at("conv1"))
+    model = BridgedModel(attach_bridgers(visual, hf_text(), 2, SMALL), {})
+    change(model)
+    model.encode(images(2), ids(2)).maps[-1].sum().backward()
+    assert all(p.grad is not None for p in model.parameter_groups()[-1]["params"])
+
+
+def torchvision_resnet() -> nn.Module:
+    from torchvision.models import resnet18
+
+    return resnet18()
+
+
+UNUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "the text half of CLIP": (hf_clip, "q_proj"),
+    "a classifier of timm": (lambda: timm_vit(num_classes=5), "head"),
+    "a classifier of torchvision": (torchvision_resnet, "fc"),
+}
+
+
+@pytest.mark.parametrize("first", ["peft", "bridgers"])
+@pytest.mark.parametrize("name", UNUSED)
+def test_layers_that_no_feature_needs(name: str, first: str, tmp_path: Path) -> None:
+    build, layer = UNUSED[name]
+    vision = build()
+    before = trace(vision)
+    said = "no feature needs peft's layer at vision.*exclude_modules"
+    if first == "peft":
+        peft.get_peft_model(vision, lora_at(layer))
+        before = trace(vision)
+        with pytest.raises(ValueError, match=said):
+            attach_bridgers(vision, hf_text(), 2, SMALL)
+        assert trace(vision) == before
+        return
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    peft.get_peft_model(vision, lora_at(layer))
+    for refused in (model.parameter_groups, lambda: model.save_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=said):
+            refused()
+
+
+def test_both_halves_of_a_model_that_is_both_towers(tmp_path: Path) -> None:
+    clip, plain = hf_clip(), hf_clip()
+    peft.get_peft_model(clip, lora_at("q_proj"))
+    model = BridgedModel(attach_bridgers(clip, clip, 2, SMALL), {})
+    assert comes_back(model, tmp_path, plain, plain)
+
+
+def test_the_towers_run_once_more_only_where_peft_has_come() -> None:
+    vision, calls = hf_vision(), []
+    block = vision.vision_model.encoder.layers[0]
+    block.register_forward_hook(lambda *_: calls.append(0))
+    model = BridgedModel(attach_bridgers(vision, hf_text(), 2, SMALL), {})
+    model.parameter_groups()
+    assert not calls
+    peft.get_peft_model(vision, lora_at("fc1"))
+    for _ in range(2):
+        model.parameter_groups()
+    assert len(calls) == 1

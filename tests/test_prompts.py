@@ -207,3 +207,90 @@ def test_another_tower_than_the_adapters(tmp_path: Path) -> None:
     with pytest.raises((TypeError, ValueError), match="fails in|other towers"):
         BridgedModel.from_pretrained(tmp_path, hf_vision(), plain)
     assert trace(plain) == before
+
+
+def test_they_are_no_tower_that_one_could_pass() -> None:
+    with pytest.raises(TypeError, match="known: ") as error:
+        bridge(torch.nn.Linear(3, 3))
+    assert "peft" not in str(error.value) and "transformers Bert" in str(error.value)
+
+
+def test_a_word_embedding_of_the_adapter_is_read_behind_virtual_tokens(tmp_path: Path) -> None:
+    encoder = bridge(wrapped("Bert", "prompt tuning"), trainable=["text.*word_embeddings*"])
+    model = change(encoder)
+    out = model.encode(images(2), ids(2))
+    sum(t.square().sum() for t in features(out)).backward()
+    (owned,) = encoder.tower_tensors.values()
+    assert owned.grad is not None and owned.grad.any()
+    with torch.no_grad(), model.disable():
+        assert not torch.equal(model.encode(images(2), ids(2)).tokens, out.tokens)
+    model.save_pretrained(tmp_path)
+    again = BridgedModel.from_pretrained(tmp_path, hf_vision(), MODELS["Bert"][0]())
+    assert same(again.encode(images(2), ids(2)), out)
+
+
+def test_only_the_active_ones_are_trained() -> None:
+    text = wrapped("Bert", "prompt tuning")
+    text.add_adapter("idle", KINDS["prompt tuning"]())
+    model = change(bridge(text))
+    groups = {group["name"]: group["params"] for group in model.parameter_groups()}
+    assert set(groups["peft"]) == set(text.prompt_encoder["default"].parameters())
+    model.detach()
+    assert all(p.requires_grad for p in text.prompt_encoder.parameters())
+
+
+def test_others_made_active_later(tmp_path: Path) -> None:
+    text = wrapped("Bert", "prompt tuning")
+    text.add_adapter("two", peft.PromptTuningConfig(**{**TASK, "num_virtual_tokens": 2}))
+    model = change(bridge(text))
+    text.set_adapter("two")
+    with pytest.raises(ValueError, match="attached with the virtual tokens 'default'.*'two'"):
+        model.encode(images(2), ids(2))
+    with pytest.raises(ValueError, match="attached with the virtual tokens"):
+        model.save_pretrained(tmp_path)
+    text.set_adapter("default")
+    model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_layers_that_the_wrapping_has_frozen(nested: bool) -> None:
+    text = MODELS["Bert"][0]()
+    layers = peft.get_peft_model(text, peft.LoraConfig(target_modules=["query"]))
+    prompted = peft.get_peft_model(layers if nested else text, KINDS["prompt tuning"]())
+    with pytest.raises(ValueError, match="froze the layers.*once the model is wrapped"):
+        bridge(prompted)
+
+
+@pytest.mark.parametrize("first", ["peft", "bridgers"])
+def test_layers_put_in_behind_them(first: str, tmp_path: Path) -> None:
+    text = wrapped("Bert", "prompt tuning")
+    config = peft.LoraConfig(target_modules=["query"])
+    if first == "peft":
+        peft.get_peft_model(text.get_base_model(), config)
+    model = BridgedModel(bridge(text), {})
+    if first == "bridgers":
+        peft.get_peft_model(text.get_base_model(), config)
+    model = change(model.encoder)
+    out = model.encode(images(2), ids(2))
+    sum(t.square().sum() for t in features(out)).backward()
+    (group,) = [g["params"] for g in model.parameter_groups() if g["name"] == "peft"]
+    assert len(group) == 7 and all(p.grad is not None and p.grad.any() for p in group)
+    model.save_pretrained(tmp_path)
+    again = BridgedModel.from_pretrained(tmp_path, hf_vision(), MODELS["Bert"][0]())
+    assert same(again.encode(images(2), ids(2)), out)
+
+
+def test_a_prefix_that_checkpointing_would_drop() -> None:
+    text = wrapped("Bert", "prefix tuning")
+    encoder = bridge(text)
+    text.get_base_model().gradient_checkpointing_enable()
+    for module in text.modules():  # as for other towers in which checkpointing is wanted
+        module.training = True
+    with pytest.raises(ValueError, match="drops the cache.*gradient_checkpointing_disable"):
+        encoder(images(2), ids(2))
+
+
+def test_more_of_them_than_positions() -> None:
+    config = peft.PromptTuningConfig(**{**TASK, "num_virtual_tokens": 20})
+    with pytest.raises(ValueError, match="20 virtual tokens.*position table .* has 15"):
+        bridge(peft.get_peft_model(MODELS["Bert"][0](), config))

@@ -47,15 +47,22 @@ def is_a(module: nn.Module, library: str, *names: str) -> bool:
     )
 
 
-def unwrap(module: nn.Module) -> Any:
-    """Return the module that the user wrapped with peft, or the module itself."""
-    return module.get_base_model() if is_a(module, "peft", "PeftModel") else module  # type: ignore[operator]
+def unwrap(module: Any) -> Any:
+    """Return the module that the user wrapped with peft, however often, or the module itself."""
+    while is_a(module, "peft", "PeftModel"):
+        module = module.get_base_model()
+    return module
 
 
-def own_layer(layer: Any) -> Any:
-    """Return the tower's layer inside peft's layers around it, or the layer itself."""
-    while is_a(layer, "peft", "BaseTunerLayer", "AuxiliaryTrainingWrapper"):
-        layer = layer._modules.get("base_layer", layer._modules.get("original_module"))
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is a layer of peft around one of the tower's."""
+    return is_a(module, "peft", "BaseTunerLayer", "AuxiliaryTrainingWrapper")
+
+
+def bare(layer: Any) -> Any:
+    """Return the tower's own layer, which peft may have wrapped, to read its sizes off."""
+    while is_layer(layer):
+        layer = layer.base_layer if hasattr(layer, "base_layer") else layer.original_module
     return layer
 
 

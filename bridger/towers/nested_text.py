@@ -1,6 +1,7 @@
-"""Text towers around another: a text model of transformers, then a pool and projection of its own.
+"""Text towers around another: a text model of transformers, with something of their own around it.
 
-open_clip's `HFTextEncoder` and transformers' `VisionTextDualEncoderModel` take any text model. The
+open_clip's `HFTextEncoder` and transformers' `VisionTextDualEncoderModel` take any text model and
+pool and project its tokens; peft's virtual tokens (`prompted_text.py`) come before its texts. The
 one inside is found through the registry; blocks, masks and positions are its own.
 """
 
@@ -21,15 +22,17 @@ from bridger.towers.views import view_with
 
 
 class NestedTextTower(TextTower):
-    """A text tower that adds a sentence of its own to another's tokens.
+    """A text tower that makes a sentence of its own from another's tokens.
 
     Attributes:
         inner: the tower of the text model inside.
         inner_at: the child that is that text model.
+        inner_path: where the inner tower's module lies below `module`.
     """
 
     inner: TransformersText
     inner_at: ClassVar[str]
+    inner_path: str
 
     def __init__(self, given: nn.Module) -> None:
         """Find the text model inside, and read what is around it.
@@ -38,16 +41,13 @@ class NestedTextTower(TextTower):
             TypeError: no family claims the text model inside.
             ValueError: what is around it cannot work on it.
         """
-        self.module = self.owner_of(unwrap(given))
+        self.module = self.owner_of(given)
         inner = find_text_tower(getattr(self.module, self.inner_at))
         if not isinstance(inner, TransformersText):
-            raise ValueError(
-                f"{self.label()} was expected to hold a text model of transformers, "
-                f"found {inner.label()}"
-            )
+            raise self.refusal(inner.label())
         self.inner, self.name = inner, inner.name
         names = {id(module): name for name, module in self.module.named_modules()}
-        self._inner_path = names[id(inner.module)]
+        self.inner_path = names[id(inner.module)]
         self.blocks = self._name_blocks(
             given,
             [block.module for block in inner.blocks],
@@ -59,9 +59,15 @@ class NestedTextTower(TextTower):
         self.sentence_width = self._read()
 
     @classmethod
-    def owner_of(cls, module: nn.Module) -> Any:
+    def owner_of(cls, given: nn.Module) -> Any:
         """Return what holds the text model, in a module of this family or a whole around it."""
-        return module
+        return unwrap(given)
+
+    def refusal(self, found: str) -> Exception:
+        """Return what is raised where the tower inside is no text model of transformers."""
+        return ValueError(
+            f"{self.label()} was expected to hold a text model of transformers, found {found}"
+        )
 
     @abstractmethod
     def _read(self) -> int:
@@ -69,7 +75,7 @@ class NestedTextTower(TextTower):
 
     @abstractmethod
     def project(self, module: Any, result: Any, token_mask: Tensor) -> Tensor:
-        """Return the sentence (B, `sentence_width`) from the inner model's result."""
+        """Return the sentence (B, `sentence_width`) from what `run` returned."""
 
     def describe(self) -> dict[str, Any]:
         """Return the tower's identity and its inner family's; see `Tower.describe`."""
@@ -77,7 +83,7 @@ class NestedTextTower(TextTower):
 
     def position_names(self) -> tuple[str, ...]:
         """Return the names of the inner tables."""
-        return tuple(f"{self._inner_path}.{name}" for name in self.inner.position_names())
+        return tuple(f"{self.inner_path}.{name}" for name in self.inner.position_names())
 
     def default_mask(self, input_ids: Tensor) -> Tensor:
         """Return the inner family's mask."""
@@ -91,17 +97,20 @@ class NestedTextTower(TextTower):
         """Pad as the inner tower needs it."""
         return self.inner.pad(input_ids, token_mask)
 
+    def run(self, module: Any, input_ids: Tensor, token_mask: Tensor) -> Any:
+        """Return the inner model's result, in `module` or a view of it."""
+        return self.inner.run(module.get_submodule(self.inner_path), input_ids, token_mask)
+
     def call(self, input_ids: Tensor, token_mask: Tensor, tensors: Mapping[str, Tensor]) -> Any:
         """Run the inner model and return the sentence; see `TextTower.call`."""
         self._check_tensors(tensors)
         module = view_with(self.module, tensors)
-        result = self.inner.run(module.get_submodule(self._inner_path), input_ids, token_mask)
-        return self.project(module, result, token_mask)
+        return self.project(module, self.run(module, input_ids, token_mask), token_mask)
 
     def tokens(self, last_state: Tensor, result: Any, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the inner model's tokens; see `TextTower.tokens`."""
         module = view_with(self.module, tensors)
-        return self.inner.finish(module.get_submodule(self._inner_path), last_state)
+        return self.inner.finish(module.get_submodule(self.inner_path), last_state)
 
     def sentence(self, tokens: Tensor, input_ids: Tensor, result: Any) -> Tensor:
         """Return what `call` did."""
@@ -127,9 +136,9 @@ class OpenClipHFText(NestedTextTower):
         return is_a(text_of(module), cls.library, "HFTextEncoder")
 
     @classmethod
-    def owner_of(cls, module: nn.Module) -> Any:
+    def owner_of(cls, given: nn.Module) -> Any:
         """Return the `HFTextEncoder`."""
-        return text_of(module)
+        return text_of(unwrap(given))
 
     def _read(self) -> int:
         encoder: Any = self.module

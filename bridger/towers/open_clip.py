@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a, pair, unwrap
+from bridger.towers.base import bare, is_a, pair, unwrap
 from bridger.towers.dense import (
     DenseProjection,
     NormProjection,
@@ -68,7 +68,7 @@ class OpenClipViT(TokenVisionTower):
         self.module = visual
         self.patch = visual.patch_size[0]
         self.image_size = pair(visual.image_size)
-        width: int = visual.conv1.out_channels
+        width: int = bare(visual.conv1).out_channels
         blocks = _blocks_of(visual.transformer, self.label())
         self.blocks = self._name_blocks(
             given, list(blocks), [width] * len(blocks), [self.patch] * len(blocks)
@@ -226,7 +226,7 @@ class OpenClipText(TextTower):
         else:
             self.sentence_width = projection.shape[1]
         self.max_length = len(text.positional_embedding)
-        self.vocab_size = text.token_embedding.num_embeddings
+        self.vocab_size = bare(text.token_embedding).num_embeddings
         self.causal = text.attn_mask is not None
         self.fixed_length = not self.causal or self.pool_type == "last"
         self.pad_id = self._guess_pad_id(text)

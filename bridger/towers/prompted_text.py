@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridger.towers.base import has_prompts, is_a
-from bridger.towers.registry import find_text_tower, register_tower
-from bridger.towers.text import TextTower
+from bridger.towers.base import has_prompts, is_a, is_layer
+from bridger.towers.nested_text import NestedTextTower
+from bridger.towers.registry import register_tower
 from bridger.towers.transformers import call_plainly
-from bridger.towers.transformers_text import TransformersText
 from bridger.towers.trial import home_of, watch
-from bridger.towers.views import view_with
+from bridger.towers.views import tensor_at
 
 WHERE = (
     "virtual tokens work before encoders that read both ways and take embeddings (BERT and its "
@@ -23,7 +22,7 @@ WHERE = (
 
 
 @register_tower("text")
-class PromptedText(TextTower):
+class PromptedText(NestedTextTower):
     """A text model of transformers wrapped by peft for prompt, p- or prefix tuning.
 
     The virtual tokens are no part of the texts: Bridgers and heads neither read nor change them,
@@ -32,119 +31,161 @@ class PromptedText(TextTower):
     block keys and values alone. Both take up positions.
 
     Attributes:
-        inner: the tower of the text model.
+        method: what peft calls the kind of virtual tokens.
+        virtual_tokens: how many there are.
+        virtual_states: how many of a block's states are theirs: none under prefix tuning.
+        adapter: their name in peft.
     """
 
     library = "peft"
     family = "PromptedText"
+    inner_at = "base_model"
 
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """Whether peft puts virtual tokens before the texts of this model."""
         return has_prompts(module)
 
+    @classmethod
+    def owner_of(cls, given: nn.Module) -> Any:
+        """Return peft's model itself."""
+        return given
+
     def __init__(self, given: nn.Module) -> None:
         """Read peft's model, and try whether its virtual tokens reach the blocks.
 
         Raises:
             TypeError: they cannot do anything here.
+            ValueError: they leave no room for a text, or have frozen layers of peft.
         """
-        self.module = given
         model: Any = given
         config = model.active_peft_config
-        self._type: str = config.peft_type.value
+        self.method: str = config.peft_type.value
+        self.virtual_tokens: int = config.num_virtual_tokens
+        self.virtual_states = 0 if self.method == "PREFIX_TUNING" else self.virtual_tokens
         if not is_a(model, "peft", "PeftModelForFeatureExtraction"):
             raise TypeError(
-                f"peft runs {self._type} on an encoder only with task_type='FEATURE_EXTRACTION' "
+                f"peft runs {self.method} on an encoder only with task_type='FEATURE_EXTRACTION' "
                 f"in its config, found {config.task_type!r}"
             )
-        inner = find_text_tower(model.get_base_model())
-        if not isinstance(inner, TransformersText):
-            raise TypeError(f"{self._type} does not work on {inner.label()}: {WHERE}")
-        self.inner, self.name = inner, inner.name
-        names = {id(module): name for name, module in given.named_modules()}
-        self._inner_path = names[id(inner.module)]
-        self._virtual: int = config.num_virtual_tokens
-        self._states = 0 if self._type == "PREFIX_TUNING" else self._virtual
-        self.blocks = self._name_blocks(
-            given,
-            [block.module for block in inner.blocks],
-            [block.width for block in inner.blocks],
-            [None] * len(inner.blocks),
-        )
-        self.token_width, self.sentence_width = inner.token_width, inner.sentence_width
-        self.max_length = inner.max_length - self._virtual
-        self.vocab_size = inner.vocab_size
+        super().__init__(given)
+        self.adapter: str = model.active_adapter
+        self.max_length -= self.virtual_tokens
+        if self.max_length < 2:  # a start and an end
+            raise ValueError(
+                f"{self.virtual_tokens} virtual tokens take up positions, and the position table "
+                f"of this {self.inner.label()} has {self.inner.max_length}: no text fits behind "
+                "them. Use fewer"
+            )
+        self._refuse_frozen_layers()
         self._try()
 
+    def refusal(self, found: str) -> Exception:
+        """Return what is raised where virtual tokens cannot come before such a tower's texts."""
+        return TypeError(f"{self.method} does not work on {found}: {WHERE}")
+
+    def _read(self) -> int:
+        return self.inner.sentence_width
+
+    def _refuse_frozen_layers(self) -> None:
+        for layer in self.module.modules():
+            if is_layer(layer) and not any(p.requires_grad for p in layer.parameters()):
+                raise ValueError(
+                    "peft froze the layers that it had put into this text model when it wrapped "
+                    "the model for virtual tokens, so they would not be trained. Take them out, "
+                    "and put them in again once the model is wrapped: "
+                    "peft.get_peft_model(wrapped.get_base_model(), config)"
+                )
+
+    def _check_adapter(self) -> None:
+        model: Any = self.module
+        if model.active_adapter != self.adapter:
+            raise ValueError(
+                f"this tower was attached with the virtual tokens {self.adapter!r}, and "
+                f"{model.active_adapter!r} were made active since: attach again, or "
+                f"set_adapter({self.adapter!r})"
+            )
+
     def _try(self) -> None:
-        ids = torch.ones(2, 3, dtype=torch.long, device=home_of(self.module).device)
+        length = min(3, self.max_length)
+        ids = torch.ones(2, length, dtype=torch.long, device=home_of(self.module).device)
         mask = ids.bool()
-        mask[1, 2] = False  # a mask of nothing but true may be left out on the way
+        mask[1, -1] = False  # a mask of nothing but true may be left out on the way
         name = type(self.inner.module).__name__
         try:
-            found = watch(self.module, lambda: self._run(self.module, ids, mask)).result
+            found = watch(self.module, lambda: self.run(self.module, ids, mask)).result
             plain = watch(self.module, lambda: self.inner.run(self.inner.module, ids, mask)).result
         except Exception as error:  # whatever a model makes of arguments that it does not know
             reason = str(error).split("\n")[0]
-            raise TypeError(f"{self._type} fails in {name} ({reason}): {WHERE}") from error
-        tokens = found.last_hidden_state[:, self._states :]
+            raise TypeError(f"{self.method} fails in {name} ({reason}): {WHERE}") from error
+        tokens = found.last_hidden_state[:, self.virtual_states :]
         if tokens.shape != plain.last_hidden_state.shape:
             raise TypeError(
-                f"{self._type} with {self._virtual} virtual tokens was expected to make "
-                f"{self._states} states more than the text has tokens in {name}, "
+                f"{self.method} with {self.virtual_tokens} virtual tokens was expected to make "
+                f"{self.virtual_states} states more than the text has tokens in {name}, "
                 f"found {found.last_hidden_state.shape[1] - ids.shape[1]}"
             )
         if torch.equal(tokens, plain.last_hidden_state):
-            raise TypeError(f"{self._type} does nothing in {name}: {WHERE}")
-
-    @staticmethod
-    def _run(module: nn.Module, input_ids: Tensor, token_mask: Tensor) -> Any:
-        return call_plainly(module, input_ids=input_ids, attention_mask=token_mask.long())
+            raise TypeError(f"{self.method} does nothing in {name}: {WHERE}")
 
     def describe(self) -> dict[str, Any]:
-        """Return the text model's identity, and what is before its texts."""
-        own = super().describe()
-        prompts = {"type": self._type, "num_virtual_tokens": self._virtual}
-        return {**self.inner.describe(), "max_length": own["max_length"], "prompts": prompts}
+        """Return the text model's identity, and what is before its texts.
 
-    def position_names(self) -> tuple[str, ...]:
-        """Return the names of the text model's tables."""
-        return tuple(f"{self._inner_path}.{name}" for name in self.inner.position_names())
-
-    def default_mask(self, input_ids: Tensor) -> Tensor:
-        """Return the text model's own mask."""
-        return self.inner.default_mask(input_ids)
-
-    def check_end(self, input_ids: Tensor) -> None:
-        """Raise where the text model needs an end that it cannot find."""
-        self.inner.check_end(input_ids)
+        Raises:
+            ValueError: other virtual tokens have been made active.
+        """
+        self._check_adapter()
+        prompts = {"type": self.method, "num_virtual_tokens": self.virtual_tokens}
+        return {**self.inner.describe(), "max_length": self.max_length, "prompts": prompts}
 
     def call(self, input_ids: Tensor, token_mask: Tensor, tensors: Mapping[str, Tensor]) -> Any:
-        """Run peft's model and return the sentence; see `TextTower.call`."""
-        self._check_tensors(tensors)
-        module: Any = view_with(self.module, tensors)
-        result = self._run(module, input_ids, token_mask)
-        tokens = result.last_hidden_state[:, self._states :]
-        pooler = module.get_submodule(self._inner_path)._modules.get("pooler")
+        """Run peft's model and return the sentence; see `TextTower.call`.
+
+        Raises:
+            ValueError: other virtual tokens have been made active, or checkpointing would drop
+                a prefix.
+        """
+        self._check_adapter()
+        if self.method == "PREFIX_TUNING":
+            self._refuse_checkpointing()
+        standing_in = self._both_ways(tensors) if self.virtual_states else tensors
+        return super().call(input_ids, token_mask, standing_in)
+
+    def _both_ways(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Let a word embedding stand in where peft itself calls it, too."""
+        model: Any = self.module
+        words = {id(p): name for name, p in model.word_embeddings.named_parameters()}
+        both = dict(tensors)
+        for name, tensor in tensors.items():
+            if again := words.get(id(tensor_at(model, name))):
+                both[f"word_embeddings.{again}"] = tensor
+        return both
+
+    def _refuse_checkpointing(self) -> None:
+        for module in self.inner.module.modules():
+            if getattr(module, "gradient_checkpointing", False) and module.training:
+                raise ValueError(
+                    "transformers drops the cache that carries peft's prefix where it "
+                    "checkpoints activations: call gradient_checkpointing_disable() on the text "
+                    "model, or use prompt tuning"
+                )
+
+    def run(self, module: Any, input_ids: Tensor, token_mask: Tensor) -> Any:
+        """Return the result of peft's model, virtual states included."""
+        return call_plainly(module, input_ids=input_ids, attention_mask=token_mask.long())
+
+    def project(self, module: Any, result: Any, token_mask: Tensor) -> Tensor:
+        """Return the sentence at the text's own tokens."""
+        tokens = result.last_hidden_state[:, self.virtual_states :]
+        pooler = module.get_submodule(self.inner_path)._modules.get("pooler")
         return self.inner.pool_tokens(tokens, token_mask) if pooler is None else pooler(tokens)
 
     def read_tokens(self, block: int, output: Any) -> Tensor:
         """Return the states (B, L, C) of the text's own tokens."""
-        return super().read_tokens(block, output)[:, self._states :]
+        return super().read_tokens(block, output)[:, self.virtual_states :]
 
     def write_tokens(self, block: int, output: Any, tokens: Tensor) -> Any:
         """Return the output with other states (B, L, C) behind those of the virtual tokens."""
-        virtual = super().read_tokens(block, output)[:, : self._states]
+        virtual = super().read_tokens(block, output)[:, : self.virtual_states]
         states = torch.cat([virtual, tokens.to(virtual.dtype)], dim=1)
         return super().write_tokens(block, output, states)
-
-    def tokens(self, last_state: Tensor, result: Any, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the text's own tokens behind the text model's final norm."""
-        module: Any = view_with(self.module, tensors)
-        return self.inner.finish(module.get_submodule(self._inner_path), last_state)
-
-    def sentence(self, tokens: Tensor, input_ids: Tensor, result: Any) -> Tensor:
-        """Return what `call` did."""
-        sentence: Tensor = result
-        return sentence

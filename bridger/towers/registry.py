@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from bridger.towers.base import Tower, has_prompts, unwrap
+from bridger.towers.base import Tower, has_prompts, is_layer, unwrap
 from bridger.towers.text import TextTower
 from bridger.towers.text_calls import takes_ids
 from bridger.towers.trial import UnreadableTowerError
@@ -156,7 +156,7 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
     for family in registered_towers(side):
         if family.matches(bare):
             _refuse_meta(side, module)
-            return family(module)
+            return _read(family, side, module)
     found = f"{type(bare).__module__}.{type(bare).__qualname__}"
     if any(family.matches(bare) for family in registered_towers(other)):
         raise TypeError(_swapped(side, other, found))
@@ -169,10 +169,23 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
     except UnreadableTowerError as error:
         if takes_ids(bare) if side == "vision" else takes_pictures(bare):
             raise TypeError(_swapped(side, other, found)) from error
-        known = ", ".join(sorted(family.label() for family in registered_towers(side)))
+        labels = {k.label() for k in registered_towers(side) if k.library != "peft"}  # no encoder
+        known = ", ".join(sorted(labels))
         raise TypeError(
             f"no {side} tower is known for {found}; known: {known}, or wholes of these. "
             f"As an unknown tower: {error}"
+        ) from error
+
+
+def _read(family: type[Tower], side: str, module: nn.Module) -> Tower:
+    try:
+        return family(module)
+    except AttributeError as error:
+        if not any(map(is_layer, module.modules())):
+            raise
+        raise ValueError(
+            f"{family.label()} cannot read the {side} tower's sizes where layers of peft stand "
+            f"({error}): attach first, then put them in"
         ) from error
 
 

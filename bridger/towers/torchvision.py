@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.towers.base import Block, child_at, is_a, own_layer, unwrap
+from bridger.towers.base import Block, bare, child_at, is_a, unwrap
 from bridger.towers.dense import DenseProjection, Tail
 from bridger.towers.pre_logits import PreLogitsVisionTower, StagedMapTower, last_of_each_stride
 from bridger.towers.registry import register_tower
@@ -111,7 +111,7 @@ class TorchvisionStages(StagedMapTower):
         self._tail = [path for path in self._tail_of(module) if child_at(module, path) is not None]
         widths = [_width(module.get_submodule(path)) for path in self._tail]
         self._dense_width = widths[-1] if widths else self.blocks[-1].width
-        head = own_layer(child_at(module, self.classifier))
+        head = bare(child_at(module, self.classifier))
         is_linear = isinstance(head, nn.Linear)
         self.classifiers = (self.classifier,) if is_linear else ()
         self.pooled_width = int(head.in_features) if is_linear else self._dense_width

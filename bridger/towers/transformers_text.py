@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from bridger.towers.base import is_a, unwrap
+from bridger.towers.base import bare, is_a, unwrap
 from bridger.towers.registry import refuse_tower
 from bridger.towers.text import TextTower, without_padding
 from bridger.towers.transformers import LIBRARY, call_plainly, core_of, name_of, part_of
@@ -72,7 +72,8 @@ class TransformersText(TextTower):
         self.blocks = self._name_blocks(
             given, layers, [config.hidden_size] * len(layers), [None] * len(layers)
         )
-        self.vocab_size = part_of(encoder, self.words_at, self.label()).num_embeddings
+        words = bare(part_of(encoder, self.words_at, self.label()))
+        self.vocab_size = words.num_embeddings
         self.pad_id = config.pad_token_id
         self.max_length = self._longest(encoder)
         self.token_width = self._token_width(encoder)
@@ -81,7 +82,8 @@ class TransformersText(TextTower):
 
     def _longest(self, encoder: Any) -> int:
         """Return the most tokens that the table takes, or that the config was trained for."""
-        for name, part in encoder.named_modules():
+        for name, module in encoder.named_modules():
+            part = bare(module)
             if isinstance(part, nn.Embedding) and f"{name}.weight".endswith(ABSOLUTE):
                 # Positions that count from the padding id leave the rows up to it to padding.
                 unused = 0 if part.padding_idx is None else part.padding_idx + 1
