@@ -5,8 +5,9 @@ from bridger.heads import ReferringSegmentationHead
 """
 
 from bridger import etris
+from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
-from bridger.encoder import BridgedEncoder, attach_bridgers
+from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.model import BridgedModel
 from bridger.output import BridgedOutput

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from bridger._etris_layout import SAVED, ReleasedLayout
 from bridger._files import replacing, staging
 from bridger.adapter_config import FORMAT_VERSION, read_config
+from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
-from bridger.encoder import attach_bridgers
 from bridger.heads import get_head
 from bridger.processing import Processor
 from bridger.tower_peft import describe_peft

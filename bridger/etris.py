@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from bridger._etris_layout import ReleasedLayout
 from bridger._etris_names import released_slots
 from bridger._files import replacing
+from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
-from bridger.encoder import attach_bridgers
 from bridger.heads import ReferringSegmentationHead
 from bridger.model import BridgedModel
 from bridger.processing import Processor

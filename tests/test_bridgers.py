@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_bridgers import (
+    attend,
     attention_bridgers,
     golden_bridger_shapes,
     make_stack,
+    norm,
     released_name,
     released_vit,
     run_stack,
@@ -54,6 +56,29 @@ def test_paper_preset_equals_its_equations(mask: Tensor) -> None:
         stack.state_dict(), maps, texts, mask, [2, 1, 2], [False, False, True], 2, released=False
     )
     assert_close(run_stack(stack, maps, texts, mask, (64, 96)), wanted)
+
+
+@pytest.mark.parametrize("mask", [FULL, RAGGED], ids=["full", "ragged"])
+def test_norms_before_branches_equal_their_equations(mask: Tensor) -> None:
+    config = BridgerConfig.preset("paper", **SMALL, pre_norm=True)
+    stack = make_stack(config, [6], [16])
+    w = {k.removeprefix("stages.0.interactor."): v for k, v in stack.state_dict().items()}
+    v, t = torch.randn(2, 6, 8), torch.randn(2, TOKENS, 8)
+
+    def itself(at: str, x: Tensor, own: Tensor | None) -> Tensor:
+        h = norm(w, f"{at}norm_self.", x)
+        return x + attend(w, f"{at}self_attn.", h, h, 2, own)
+
+    def other(at: str, x: Tensor, y: Tensor, read: Tensor | None) -> Tensor:
+        h, source = norm(w, f"{at}norm_cross.", x), norm(w, f"{at}norm_other.", y)
+        x = x + attend(w, f"{at}cross_attn.", h, source, 2, read)
+        h = norm(w, f"{at}norm_ffn.", x) @ w[f"{at}ffn_up.weight"].T + w[f"{at}ffn_up.bias"]
+        return x + h.relu() @ w[f"{at}ffn_down.weight"].T + w[f"{at}ffn_down.bias"]
+
+    v_self, t_self = itself("vision.", v, None), itself("text.", t, mask)
+    found = stack.stages[0].interactor(v, t, mask)
+    wanted = other("vision.", v_self, t_self, mask), other("text.", t_self, v_self, None)
+    assert_close([found], [wanted])
 
 
 @pytest.mark.parametrize("mask", [FULL, RAGGED], ids=["full", "ragged"])
@@ -363,6 +388,7 @@ def test_paper_is_the_default_and_configs_are_frozen() -> None:
         ({"zoom_out": 3}, "zoom_out=3 is unknown: known"),
         ({"init": "none"}, "init='none' is unknown"),
         ({"mask_padding": 1}, "mask_padding must be True or False"),
+        ({"pre_norm": 1}, "pre_norm must be True or False"),
         ({"share": True, "reverse_last_zoom": True}, "set reverse_last_zoom=False"),
         ({"hiden_dim": 3}, "has no option 'hiden_dim': did you mean 'hidden_dim'"),
     ],

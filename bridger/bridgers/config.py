@@ -30,6 +30,9 @@ class BridgerConfig(Config):
             (the paper) or the interactor's input (the released code). "attention" only.
         ffn_dim: inner width of the feed-forward net; None is twice `hidden_dim`. "attention" only.
         dropout: probability, on attention weights and on every branch. "attention" only.
+        pre_norm: LayerNorms stand before attention and feed-forward net, and sums are not normed,
+            in place of after every sum as in the paper. "attention" only. At a high learning rate
+            the paper's order lets Bridgers shrink to a constant (docs/results.md).
         carry: what a stage adds to its input from the stage before: that interactor's output
             (the paper), its input (the released code), or nothing.
         carry_norm: a LayerNorm per modality after that sum.
@@ -55,6 +58,7 @@ class BridgerConfig(Config):
     cross_source: CrossSource = "attended"
     ffn_dim: int | None = None
     dropout: float = 0.1
+    pre_norm: bool = False
     carry: Carried = "output"
     carry_norm: bool = False
     zoom_stride: int = 16
@@ -97,7 +101,7 @@ class BridgerConfig(Config):
             _check_positive(name, getattr(self, name))
         if self.ffn_dim is not None:
             _check_positive("ffn_dim", self.ffn_dim)
-        for name in ("carry_norm", "reverse_last_zoom", "share", "mask_padding"):
+        for name in ("pre_norm", "carry_norm", "reverse_last_zoom", "share", "mask_padding"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name, kind in _CHOICES.items():

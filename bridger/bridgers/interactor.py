@@ -82,7 +82,9 @@ class AttentionInteractor(Interactor):
         x'' = LN(x' + CrossAttn(query=x', key=value=y'))
         ITA(x, y) = LN(x'' + FFN(x''))
 
-    `cross_source="input"` takes y for y' in the second line, as the released code does.
+    `cross_source="input"` takes y for y' in the second line, as the released code does. With
+    `pre_norm`, every sum is x + F(LN(x)) in place of LN(x + F(x)), and what cross-attention reads
+    has a LayerNorm of its own.
     """
 
     def __init__(self, config: BridgerConfig) -> None:
@@ -185,15 +187,30 @@ class _Direction(nn.Module):
         self.ffn_down = nn.Linear(config.ffn_width, dim)
         self.norm_ffn = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(config.dropout)
+        self.pre_norm = config.pre_norm
+        if config.pre_norm:
+            self.norm_other = nn.LayerNorm(dim)
 
     def attend_to_self(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return x' (B, n, D) from x (B, n, D)."""
-        attended: Tensor = self.norm_self(x + self.dropout(self.self_attn(x, x, mask)))
-        return attended
+        return self._add(x, self.norm_self, lambda h: self.self_attn(h, h, mask))
 
     def attend_to_other(self, x: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ITA's result (B, n, D) from x' (B, n, D) and the other modality (B, m, D)."""
-        x = self.norm_cross(x + self.dropout(self.cross_attn(x, other, mask)))
-        inner = self.dropout(F.relu(self.ffn_up(x)))
-        out: Tensor = self.norm_ffn(x + self.dropout(self.ffn_down(inner)))
-        return out
+        if self.pre_norm:
+            other = self.norm_other(other)
+        x = self._add(x, self.norm_cross, lambda h: self.cross_attn(h, other, mask))
+        return self._add(x, self.norm_ffn, self._feed_forward)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.ffn_down(self.dropout(F.relu(self.ffn_up(x))))
+        return hidden
+
+    def _add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return x with a branch added, normed before the branch or after the sum."""
+        added: Tensor
+        if self.pre_norm:
+            added = x + self.dropout(branch(norm(x)))
+        else:
+            added = norm(x + self.dropout(branch(x)))
+        return added

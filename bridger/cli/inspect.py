@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    from bridger.encoder import attach_bridgers
+    from bridger.attach import attach_bridgers
     from bridger.model import BridgedModel
     from bridger.training.pairs import load_towers
 

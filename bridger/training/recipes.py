@@ -140,8 +140,8 @@ class Recipe(Config):
         """
         import torch
 
+        from bridger.attach import attach_bridgers
         from bridger.bridgers import BridgerConfig
-        from bridger.encoder import attach_bridgers
         from bridger.heads import ReferringSegmentationHead
 
         config = None
