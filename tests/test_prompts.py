@@ -13,6 +13,7 @@ from helpers_conformance import SMALL, features, same, trace
 from helpers_towers import CONTEXT, hf_text, hf_vision, ids, images, open_clip_vit
 
 from bridger import BridgedEncoder, BridgedModel, attach_bridgers
+from bridger.recomputing import switch_on
 
 peft: Any = pytest.importorskip("peft")
 
@@ -283,7 +284,7 @@ def test_layers_put_in_behind_them(first: str, tmp_path: Path) -> None:
 def test_a_prefix_that_checkpointing_would_drop() -> None:
     text = wrapped("Bert", "prefix tuning")
     encoder = bridge(text)
-    text.get_base_model().gradient_checkpointing_enable()
+    switch_on(text)
     for module in text.modules():  # as for other towers in which checkpointing is wanted
         module.training = True
     with pytest.raises(ValueError, match="drops the cache.*gradient_checkpointing_disable"):

@@ -62,7 +62,8 @@ class PromptedText(NestedTextTower):
         config = model.active_peft_config
         self.method: str = config.peft_type.value
         self.virtual_tokens: int = config.num_virtual_tokens
-        self.virtual_states = 0 if self.method == "PREFIX_TUNING" else self.virtual_tokens
+        self.recomputable = self.method != "PREFIX_TUNING"  # recomputed layers drop their cache
+        self.virtual_states = self.virtual_tokens if self.recomputable else 0
         if not is_a(model, "peft", "PeftModelForFeatureExtraction"):
             raise TypeError(
                 f"peft runs {self.method} on an encoder only with task_type='FEATURE_EXTRACTION' "
