@@ -144,13 +144,10 @@ def test_recomputing_keeps_less_and_is_undone(parts: Any) -> None:
 
 def test_a_librarys_own_switch_is_followed_and_stays() -> None:
     vision, text = hf_vision(), hf_text()
-    switch = next(
-        name
-        for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        if hasattr(vision, name)
-    )
+    kind = "activation" if hasattr(vision, "activation_checkpointing_enable") else "gradient"
+    options = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
     model = BridgedModel(attach_bridgers(vision, text, 2, SMALL), {}).train()
-    getattr(vision, switch)()
+    getattr(vision, f"{kind}_checkpointing_enable")(**options)
     counts = [forwards(model.train().encoder, (images(2), ids(2))) for _ in range(2)]
     assert counts[0]["vision"] > counts[0]["text"]  # the same layers on both sides
     model.activation_checkpointing_enable()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from helpers_families import TextRow, VisionRow, all_rows
 from helpers_towers import (
     CONTEXT,
@@ -52,7 +53,10 @@ def test_every_registered_family_is_tested_here() -> None:
         registered_towers("vision")
     )
     text = [*TEXT_MODULES.values(), *(r.build for r in rows if isinstance(r, TextRow))]
-    assert {type(find_text_tower(build())) for build in text} == set(registered_towers("text"))
+    expected = set(registered_towers("text"))
+    if not hasattr(transformers, "NomicBertModel"):  # which came with 5.x
+        expected = {family for family in expected if family.family != "NomicBert"}
+    assert {type(find_text_tower(build())) for build in text} == expected
 
 
 @VISION
