@@ -69,7 +69,17 @@ class BridgedModel(HalfTowers):
         encoder: BridgedEncoder,
         heads: Mapping[str, tuple[type[Head], Mapping[str, Any]]],
     ) -> BridgedModel:
-        """Build heads, (class, config) by name, from the encoder's `spec`."""
+        """Build heads, (class, config) by name, from the encoder's `spec`.
+
+        Raises:
+            TypeError: one is no class of heads.
+        """
+        for name, (head, _) in heads.items():
+            if not (isinstance(head, type) and issubclass(head, Head)):
+                raise TypeError(
+                    f"head {name!r} must be a class of heads, such as ReferringSegmentationHead, "
+                    f"got {head!r}; bridger.heads.get_head gives a class by its registered name"
+                )
         device = next(encoder.parameters()).device
         built = {
             name: head.from_spec(encoder.spec, **config).to(device)

@@ -196,6 +196,9 @@ def test_what_cannot_be_written_is_found_before_the_model_runs(
         (["--overlay", tmp_path / "m.xyz"], "m.xyz has no ending"),
         (["--overlay", tmp_path / "m.fli"], "has no ending"),  # read, never written
         (["--out", picture / "m.png"], "picture.png is a file, not a folder"),
+        (["--out", picture], "must be different files"),
+        (["--overlay", tmp_path / "." / "picture.png"], "must be different files"),
+        (["--out", tmp_path / "a.png", "--overlay", tmp_path / "a.png"], "must be different files"),
         (["--json", tmp_path], "is a folder; expected a file"),
         (["--json", picture / "a" / "b.json"], "picture.png is a file, not a folder"),
     ]

@@ -318,3 +318,11 @@ def test_half_precision_on_disk_is_half_the_size_and_comes_back_in_float32(tmp_p
     assert all(p.dtype == torch.float32 for p in again.trainable_parameters())
     pairs = zip(model.trainable_parameters(), again.trainable_parameters(), strict=True)
     assert all(torch.equal(a.half().float(), b) for a, b in pairs)
+
+
+def test_a_head_must_be_a_class_of_heads() -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    encoder = attach_bridgers(vision, text, 2, SMALL)
+    for wrong in ("referring_segmentation", nn.Linear(3, 3), nn.Linear):
+        with pytest.raises(TypeError, match="class of heads, such as Referring.*get_head"):
+            encoder.with_head(wrong)  # type: ignore[arg-type]

@@ -43,9 +43,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if not args.image.is_file():
         raise FileNotFoundError(f"there is no picture {args.image}")
-    for path in (args.out, args.overlay):
-        if path is not None:
-            _check_picture(path)
+    outs = _outs(args)
+    for path in outs:
+        _check_picture(path)
+    places = [path.resolve() for path in (args.image, *outs)]
+    if len(set(places)) < len(places):
+        raise ValueError(
+            f"IMAGE, --out and --overlay must be different files, found {args.image} and "
+            + ", ".join(map(str, outs))
+        )
     times = {"loading": time.monotonic()}
     model = load_model(args.adapter or TINY_ADAPTER, args.towers)
     times["running"] = time.monotonic()
@@ -91,19 +97,24 @@ def _describe(part: dict[str, Any]) -> str:
     )
 
 
+def _outs(args: argparse.Namespace) -> list[Path]:
+    """Return the files to write: a mask for each sentence, then the overlay."""
+    masks = [args.out]
+    if len(args.words) > 1:
+        numbers = range(1, len(args.words) + 1)
+        masks = [args.out.with_stem(f"{args.out.stem}-{number}") for number in numbers]
+    return masks if args.overlay is None else [*masks, args.overlay]
+
+
 def _write(args: argparse.Namespace, result: Any) -> list[Path]:
     import numpy as np
     from PIL import Image
 
-    outs = [args.out]
-    if len(args.words) > 1:
-        numbers = range(1, len(args.words) + 1)
-        outs = [args.out.with_stem(f"{args.out.stem}-{number}") for number in numbers]
-    for path, mask in zip(outs, result.masks, strict=True):
+    outs = _outs(args)
+    for path in outs:
         path.parent.mkdir(parents=True, exist_ok=True)
+    for path, mask in zip(outs, result.masks, strict=False):  # the overlay comes last
         Image.fromarray(FACTOR * mask.astype(np.uint8)).save(path)
     if args.overlay is not None:
-        args.overlay.parent.mkdir(parents=True, exist_ok=True)
         result.overlay(args.image, args.words).save(args.overlay)
-        outs.append(args.overlay)
     return outs
