@@ -28,6 +28,7 @@ from bridger.heads import get_head
 from bridger.processing import Processor
 from bridger.tower_peft import describe_peft
 from bridger.tower_peft_changes import inject_peft, take_out_peft, wrap_prompts
+from bridger.tower_weights import same_weights, sample_weights
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 from bridger.towers.base import Tower
 from bridger.towers.registry import tower_as_saved
@@ -85,7 +86,10 @@ def describe(model: BridgedModel) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "bridger_version": __version__,
-        "towers": {"vision": encoder.vision.describe(), "text": encoder.text.describe()},
+        "towers": {
+            side: {**tower.describe(), "weights": sample_weights(tower)}
+            for side, tower in (("vision", encoder.vision), ("text", encoder.text))
+        },
         "encoder": {
             "stages": [list(pair) for pair in encoder.stages],
             "bridgers": None if encoder.config is None else encoder.config.to_dict(),
@@ -199,6 +203,14 @@ def _check_towers(saved: Mapping[str, Any], towers: Mapping[str, Tower]) -> None
         # JSON turns tuples into lists; compare what JSON would hold.
         found = json.loads(json.dumps(here[side]))
         for key, value in expected.items():
+            if key == "weights":
+                if not same_weights(value, sample_weights(towers[side])):
+                    warnings.warn(
+                        f"the {side} tower has other weights than the one that the adapter was "
+                        "made for: load that one's",
+                        stacklevel=4,
+                    )
+                continue
             if found.get(key) == value:
                 continue
             difference = f"{side} tower: {key} is {found.get(key)!r}, expected {value!r}"

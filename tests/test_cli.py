@@ -131,6 +131,20 @@ def test_ctrl_c_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert (code, err.strip()) == (130, "bridger: interrupted; the same command goes on")
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_interrupted_training_offers_to_go_on_where_it_can(
+    trained: bool, run: Run, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        if trained:
+            (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bridger.training.run.train", interrupted)
+    code, _, err = run("train", "--data", scenes, "--out", tmp_path)
+    assert code == 130 and ("--resume" in err) == trained, err
+
+
 def test_data_scenes_writes_a_data_set_once(run: Run, tmp_path: Path) -> None:
     folder, figures = tmp_path / "scenes", tmp_path / "figures.json"
     counts = "--train 2 --val 1 --testA 0 --testB 0 --size 64".split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -326,3 +327,19 @@ def test_a_head_must_be_a_class_of_heads() -> None:
     for wrong in ("referring_segmentation", nn.Linear(3, 3), nn.Linear):
         with pytest.raises(TypeError, match="class of heads, such as Referring.*get_head"):
             encoder.with_head(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pair", sorted(PAIRS))
+def test_other_weights_of_the_same_towers_are_told(pair: str, tmp_path: Path) -> None:
+    make(pair).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor when they come in another precision
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            vision, text = (tower.to(dtype) for tower in PAIRS[pair]())
+            BridgedModel.from_pretrained(tmp_path, vision, text).detach()
+    vision, text = PAIRS[pair]()
+    with torch.no_grad():
+        for parameter in vision.parameters():
+            parameter.copy_(parameter.flip(0) + 0.1 * torch.randn(parameter.shape))
+    with pytest.warns(UserWarning, match="vision tower has other weights"):
+        BridgedModel.from_pretrained(tmp_path, vision, text)

@@ -78,8 +78,9 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
         changed = [name for name in now if json.dumps(now[name]) != json.dumps(before[name])]
         if changed:
             raise ValueError(
-                f"the run in {out} followed another recipe (it differs in {', '.join(changed)}): "
-                f"resume with {out / RECIPE_FILE}, or choose another folder"
+                f"the run in {out} followed another recipe (it differs in {', '.join(changed)}), "
+                "and a run can be neither changed nor lengthened: resume it with "
+                f"{out / RECIPE_FILE}, or choose another folder"
             )
     out.mkdir(parents=True, exist_ok=True)
     recipe.save(out / RECIPE_FILE)
