@@ -101,6 +101,14 @@ def test_wrong_usage_exits_2(argv: list[str], words: str, run: Run, capsys: Any)
     assert words in capsys.readouterr().err
 
 
+def test_lists_in_messages_keep_their_items_apart() -> None:
+    message = "made for others:\n  a is 1,  not 2\n  b is 3\nload those"
+    assert (
+        base.one_line(message.splitlines()) == "made for others: a is 1, not 2; b is 3; load those"
+    )
+    assert base.one_line(["wrapped", "prose."]) == "wrapped prose."
+
+
 def test_errors_are_one_line_and_debug_shows_more(run: Run, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     cases: list[tuple[list[object], str]] = [

@@ -175,5 +175,11 @@ class Counter:
 
 
 def one_line(parts: Iterable[str]) -> str:
-    """Join the lines of a message."""
-    return " ".join(" ".join(parts).split())
+    """Join the lines of a message; indented ones are a list, and are told apart by semicolons."""
+    joined, in_list = "", False
+    for part in parts:
+        indented = part[:1].isspace()
+        apart = (indented or in_list) and not joined.endswith(":")
+        joined = f"{joined}{';' if joined and apart else ''} {' '.join(part.split())}".strip()
+        in_list = indented
+    return joined
