@@ -218,6 +218,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "head": {"width": 64, "num_layers": 2, "num_heads": 4, "dropout": 0.0},
         "steps": 330,
         "learning_rate": 2e-3,
+        "bridger_learning_rate": 2e-4,  # at the head's rate they shrink to constants
         "warmup": 0.1,
         "evaluations": 2,
     },
