@@ -82,7 +82,7 @@ def perform(plan: Plan) -> dict[str, Any]:
         KeyboardInterrupt: Ctrl-C; what was trained is saved, and the next call goes on.
     """
     from bridger.training import Recipe
-    from bridger.training.run import CHECKPOINTS, train
+    from bridger.training.run import has_checkpoint, train
 
     changes: dict[str, Any] = {**plan.changes, "seed": plan.seed}
     if plan.steps or plan.short:
@@ -94,7 +94,7 @@ def perform(plan: Plan) -> dict[str, Any]:
     make_scenes(plan)
     from bridger.data import RefCOCO
 
-    resume = any((plan.out / CHECKPOINTS).glob("checkpoint-*"))
+    resume = has_checkpoint(plan.out)
     with_or_without = "Bridgers and head" if recipe.bridgers else "the head alone"
     say(f"training {with_or_without} on the frozen Tiny CLIP, {recipe.steps} steps")
     if resume:

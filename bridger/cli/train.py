@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say what was saved."""
     from bridger.checkpoint import WEIGHTS_FILE
     from bridger.data import RefCOCO
-    from bridger.training.run import CHECKPOINTS, train
+    from bridger.training.run import has_checkpoint, train
 
     recipe = recipe_from(args)
     training = RefCOCO(args.data, "train", args.dataset, args.split_by)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         model = train(recipe, training, args.out, validation=validation, resume=args.resume)
     except KeyboardInterrupt as interruption:
-        if not any((args.out / CHECKPOINTS).glob("checkpoint-*")):
+        if not has_checkpoint(args.out):
             raise KeyboardInterrupt("before anything was trained") from interruption
         message = f"go on with `bridger train ... --out {args.out} --resume`"
         raise KeyboardInterrupt(message) from interruption

@@ -147,7 +147,7 @@ class PromptedText(NestedTextTower):
                 a prefix.
         """
         self._check_adapter()
-        if self.method == "PREFIX_TUNING":
+        if not self.recomputable:
             self._refuse_checkpointing()
         standing_in = self._both_ways(tensors) if self.virtual_states else tensors
         return super().call(input_ids, token_mask, standing_in)

@@ -65,8 +65,13 @@ def train(
     return model
 
 
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run in that folder has left a checkpoint to go on from."""
+    return any((out / CHECKPOINTS).glob("checkpoint-*"))
+
+
 def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
-    started = any((out / CHECKPOINTS).glob("checkpoint-*"))
+    started = has_checkpoint(out)
     if resume and not started:
         raise FileNotFoundError(f"{out} holds no checkpoint to resume from")
     if started and not resume:
