@@ -11,7 +11,7 @@ from bridger.freezing import Flags, hold, release
 from bridger.lockstep import StageHooks
 from bridger.recomputing import Switched, switch_off
 from bridger.tap import Tap
-from bridger.tower_peft_changes import Parameters, take_out_peft
+from bridger.tower_peft import Parameters, take_out_peft
 
 
 class Attachment:

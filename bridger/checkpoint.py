@@ -26,8 +26,7 @@ from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
 from bridger.heads import get_head
 from bridger.processing import Processor
-from bridger.tower_peft import describe_peft
-from bridger.tower_peft_changes import inject_peft, take_out_peft, wrap_prompts
+from bridger.tower_peft import describe_peft, inject_peft, take_out_peft, wrap_prompts
 from bridger.tower_weights import same_weights, sample_weights
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 from bridger.towers.base import Tower

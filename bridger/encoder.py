@@ -29,10 +29,17 @@ from bridger.recomputing import (
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
 from bridger.tap import Tap, taking
-from bridger.tower_peft import PeftPart, find_peft, tuned_modules
-from bridger.tower_peft_changes import Parameters, merge_peft
-from bridger.tower_peft_names import own_modules
-from bridger.tower_peft_trial import refuse_unused, running_layers, trial_inputs
+from bridger.tower_peft import (
+    Parameters,
+    PeftPart,
+    find_peft,
+    merge_peft,
+    own_modules,
+    refuse_unused,
+    running_layers,
+    trial_inputs,
+    tuned_modules,
+)
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower
 
@@ -77,7 +84,7 @@ class BridgedEncoder(HalfTowers):
         inner = vision.module in set(text.module.modules())
         towers = {"text": text.module} if inner else {"vision": vision.module, "text": text.module}
         self.towers = nn.ModuleDict(towers)
-        find_peft(self._modules_by_side())  # raises early
+        find_peft({"vision": self.vision, "text": self.text})  # raises early
         self._tried: frozenset[nn.Module] = frozenset()
         tuned = set(tuned_modules(self.towers))
         self._frozen = [module for module in self.towers.modules() if module not in tuned]
@@ -295,7 +302,7 @@ class BridgedEncoder(HalfTowers):
     def peft_parts(self) -> list[PeftPart]:
         """Return the adapters of peft in the towers; see `bridger.tower_peft.find_peft`."""
         self._owned()  # raises where peft took the place of what the adapter trains
-        parts = find_peft(self._modules_by_side())
+        parts = find_peft({"vision": self.vision, "text": self.text})
         if self._attached:
             self._try_peft()
         return parts

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from bridger.tower_peft_names import own_tensors, place_now
+from bridger.tower_peft import own_tensors, place_now
 from bridger.towers import TextTower, VisionTower
 
 POSITIONS, STATISTICS = "positions", "statistics"

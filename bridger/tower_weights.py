@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bridger.tower_peft_names import own_tensors
+from bridger.tower_peft import own_tensors
 from bridger.towers.base import Tower
 
 COUNT = 4

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bridger import BridgedModel, attach_bridgers, checkpoint
 from bridger.heads import ReferringSegmentationHead
-from bridger.tower_peft_changes import inject_peft
+from bridger.tower_peft import inject_peft
 
 peft: Any = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type")
@@ -348,7 +348,7 @@ def test_lora_that_would_do_nothing(first: str) -> None:
 def test_layers_made_through_a_model_around_the_tower() -> None:
     clip = open_clip_vit()
     peft.get_peft_model(clip, peft.LoraConfig(target_modules=["c_fc"]))
-    with pytest.raises(ValueError, match="made through a model around it.*peft to the encoder"):
+    with pytest.raises(ValueError, match="made through a model around it.*pass that model"):
         attach_bridgers(clip.visual, hf_text(), 2, SMALL)
     attach_bridgers(clip.visual, clip, 2, SMALL)  # the model around both is at hand
 

@@ -105,6 +105,7 @@ class Tower(ABC):
         library: the library that the family comes from.
         family: the family's name, the same for every way in which its encoder can be given.
         module: the smallest module that owns every tensor which the tower's features need.
+        given: what the user gave, which may be a whole model around `module`.
         blocks: in the order in which they run.
         name: the checkpoint that the encoder was loaded from, where the library remembers it.
         recomputable: whether the library's activation checkpointing computes the same again;
@@ -114,6 +115,7 @@ class Tower(ABC):
     library: ClassVar[str]
     family: ClassVar[str]
     module: nn.Module
+    given: nn.Module | None = None
     blocks: tuple[Block, ...]
     name: str | None = None
     recomputable: bool = True

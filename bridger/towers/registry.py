@@ -179,7 +179,9 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
 
 def _read(family: type[Tower], side: str, module: nn.Module) -> Tower:
     try:
-        return family(module)
+        tower = family(module)
+        tower.given = module
+        return tower
     except AttributeError as error:
         if not any(map(is_layer, module.modules())):
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bridger.tower_peft import PeftPart, layers_in, outermost
+from bridger.tower_peft.parts import PeftPart, layers_in, outermost
 from bridger.towers import TextTower
 from bridger.towers.base import has_prompts, is_a, unwrap
 
@@ -172,7 +172,7 @@ def _remove(modules: Iterable[nn.Module], *, merge: bool) -> None:
     for module in dict.fromkeys(modules):
         for name, layer in list(outermost(module)):
             _put(module, name, _without(layer, merge))
-        del module.peft_config
+        vars(module).pop("peft_config", None)  # a tower inside what peft was applied to has none
 
 
 def _without(layer: Any, merge: bool) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridger.tower_peft import active_adapters, outermost
+from bridger.tower_peft.parts import active_adapters, outermost
 from bridger.towers import TextTower, VisionTower
 from bridger.towers.trial import home_of, watch
 

@@ -1,15 +1,8 @@
-"""PEFT layers that the user put into a tower with peft: LoRA, IA3, VeRA, LN-tuning and their kin.
-
-They are part of the tower, so a plain call of the tower runs them too. To an encoder they are
-what is trained there: they keep their gradients and their dropout while all else is frozen, and
-they are counted, saved, loaded and merged with the adapter. So are the virtual tokens that peft
-puts before the texts of a tower. Finding all that is here; `tower_peft_trial.py` sees whether it
-takes part, `tower_peft_names.py` names tensors beside it, `tower_peft_changes.py` changes towers.
-"""
+"""What peft has put into towers, and what of it is trained, counted and saved."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from operator import attrgetter
@@ -18,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridger.tower_peft_names import TOWERS_OWN, without_peft
-from bridger.towers.base import has_prompts, is_a, is_layer, unwrap
+from bridger.tower_peft.names import TOWERS_OWN, without_peft
+from bridger.tower_peft.narrow import narrow
+from bridger.towers.base import Tower, has_prompts, is_a, is_layer, unwrap
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of LoRA that subtract from the layer itself what the adapter then adds."""
@@ -36,6 +30,7 @@ class PeftPart:
         adapter: the adapter's name in peft.
         layers: modules whose tensors under the adapter's name are its own: its layers, without
             those of another config further inside, or what holds peft's virtual tokens.
+        settings: peft's config of the adapter, for that module.
     """
 
     side: str
@@ -43,14 +38,13 @@ class PeftPart:
     module: nn.Module
     adapter: str
     layers: frozenset[nn.Module]
+    settings: Any
 
     @property
     def config(self) -> dict[str, Any]:
         """What peft builds the adapter from, in plain values for JSON."""
-        configs: Any = self.module.peft_config
-        config = configs[self.adapter]
-        values = {k: _plain(v) for k, v in config.to_dict().items()}
-        if config.is_prompt_learning and "prompt_tuning_init" in values:
+        values = {k: _plain(v) for k, v in self.settings.to_dict().items()}
+        if self.settings.is_prompt_learning and "prompt_tuning_init" in values:
             # What it starts from comes from the file; a text would have to be tokenised again.
             values |= {"prompt_tuning_init": "RANDOM", "tokenizer_kwargs": None}
         return values
@@ -71,11 +65,11 @@ class PeftPart:
         return tensors
 
 
-def find_peft(towers: Mapping[str, nn.Module]) -> list[PeftPart]:
+def find_peft(towers: Mapping[str, Tower]) -> list[PeftPart]:
     """Return the active adapters of peft in the towers.
 
     Args:
-        towers: the towers' modules by side; one may be part of the other.
+        towers: the towers by side; one may be part of the other.
 
     Raises:
         ValueError: layers of peft that do nothing where they are, that cannot be saved, or whose
@@ -83,41 +77,84 @@ def find_peft(towers: Mapping[str, nn.Module]) -> list[PeftPart]:
     """
     parts: list[PeftPart] = []
     covered: set[nn.Module] = set()
-    for side, path, module in _places(towers):
-        layers = frozenset(layer for layer in layers_in(module) if layer not in covered)
+    for place in _places(towers):
+        layers = frozenset(layer for layer in layers_in(place.module) if layer not in covered)
         covered |= layers
-        _refuse_forgotten(side, module, layers)
+        _refuse_forgotten(place, layers)
+        _refuse_outside(place, [tower.module for tower in towers.values()])
         active = sorted({name for layer in layers for name in active_adapters(layer)})
-        parts += [PeftPart(side, path, module, adapter, layers) for adapter in active]
-    for side, tower in towers.items():
         parts += [
-            PeftPart(side, path, model, model.active_adapter, frozenset([model.prompt_encoder]))
-            for path, model in _prompts(tower)
+            PeftPart(place.side, place.path, place.module, a, layers, place.settings(a, layers))
+            for a in active
         ]
-        for name, layer in tower.named_modules():
-            if is_layer(layer) and layer not in covered:
-                raise ValueError(
-                    f"the {side} tower holds layers of peft ({name}) that were made through a "
-                    f"model around it, whose config cannot be seen from here: apply peft to the "
-                    f"encoder itself ({type(unwrap(tower)).__name__} here)"
-                )
-        _refuse_inert(side, tower)
+    for side, tower in towers.items():
+        for path, model in _prompts(tower.module):
+            adapter = model.active_adapter
+            held, settings = frozenset([model.prompt_encoder]), model.peft_config[adapter]
+            parts.append(PeftPart(side, path, model, adapter, held, settings))
+        _refuse_unreachable(side, tower.module, covered)
+        _refuse_inert(side, tower.module)
     for part in parts:
         _refuse_config(part)
     return parts
 
 
-def _places(
-    towers: Mapping[str, nn.Module],
-) -> list[tuple[str, str, nn.Module]]:
-    """Return where peft was applied, innermost first: (side, path below that tower, module)."""
-    places: dict[nn.Module, tuple[str, str, nn.Module]] = {}
+@dataclass(frozen=True)
+class _Place:
+    """Where peft was applied.
+
+    Attributes:
+        side: "vision" or "text".
+        path: the module below the tower's own.
+        module: what of it belongs to the tower: all of it, or the tower inside it.
+        applied: the module that peft was applied to, which holds the configs.
+    """
+
+    side: str
+    path: str
+    module: nn.Module
+    applied: Any
+
+    def settings(self, adapter: str, layers: frozenset[nn.Module]) -> Any:
+        """Return peft's config of an adapter for `module`."""
+        config = self.applied.peft_config[adapter]
+        if self.module is self.applied:
+            return config
+        inside = {
+            without_peft(name): layer
+            for name, layer in self.module.named_modules()
+            if layer in layers and adapter in active_adapters(layer)
+        }
+        return narrow(config, self.above, inside, adapter)
+
+    @property
+    def above(self) -> str:
+        """The path of `module` in what peft was applied to."""
+        return next(str(n) for n, m in self.applied.named_modules() if m is self.module)
+
+
+def _places(towers: Mapping[str, Tower]) -> list[_Place]:
+    """Return where peft was applied, innermost first."""
+    places: dict[Any, _Place] = {}
     # The smaller tower first: what lies in a vision tower inside a whole CLIP is "vision".
-    for side, tower in sorted(towers.items(), key=lambda item: len(list(item[1].modules()))):
-        for path, module in unwrap(tower).named_modules():
-            if "peft_config" in vars(module) and not is_a(module, "peft", "BaseTuner"):
-                places.setdefault(module, (side, path, module))
-    return sorted(places.values(), key=lambda place: len(list(place[2].modules())))
+    by_size = sorted(towers.items(), key=lambda item: _size(item[1].module))
+    for side, tower in by_size:
+        for path, module in unwrap(tower.module).named_modules():
+            if _is_configured(module):
+                places.setdefault(module, _Place(side, path, module, module))
+    for side, tower in by_size:
+        for module in unwrap(tower.given or tower.module).modules():
+            if _is_configured(module) and module not in places and tower.module in module.modules():
+                places[module, side] = _Place(side, "", tower.module, module)
+    return sorted(places.values(), key=lambda place: _size(place.applied))
+
+
+def _is_configured(module: nn.Module) -> bool:
+    return "peft_config" in vars(module) and not is_a(module, "peft", "BaseTuner")
+
+
+def _size(module: nn.Module) -> int:
+    return len(list(module.modules()))
 
 
 def _prompts(tower: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -214,17 +251,40 @@ def _refuse_inert(side: str, tower: nn.Module) -> None:
                 )
 
 
-def _refuse_forgotten(side: str, module: Any, layers: frozenset[nn.Module]) -> None:
+def _refuse_unreachable(side: str, tower: nn.Module, covered: set[nn.Module]) -> None:
+    for name, layer in tower.named_modules():
+        if is_layer(layer) and layer not in covered:
+            raise ValueError(
+                f"the {side} tower holds layers of peft ({name}) that were made through a model "
+                f"around it, whose config cannot be seen from here: pass that model in its place, "
+                f"or apply peft to the encoder itself ({type(unwrap(tower)).__name__} here)"
+            )
+
+
+def _refuse_forgotten(place: _Place, layers: frozenset[nn.Module]) -> None:
     """Wrapping a second time forgets the config that loading needs to make the first's layers."""
-    for name, layer in outermost(module):
+    for name, layer in outermost(place.applied):
         for adapter in active_adapters(layer) if layer in layers else ():
-            config = module.peft_config.get(adapter)
+            config = place.applied.peft_config.get(adapter)
             if config is None or not _targets(config, name, layer):
                 raise ValueError(
-                    f"peft's layer {adapter!r} at {name} of the {side} tower has no config: "
-                    f"{type(module).__name__} was wrapped twice, and peft keeps one. Wrap it "
-                    "once, then call add_adapter on what that returned"
+                    f"peft's layer {adapter!r} at {name} of the {place.side} tower has no config: "
+                    f"{type(place.applied).__name__} was wrapped twice, and peft keeps one. Wrap "
+                    "it once, then call add_adapter on what that returned"
                 )
+
+
+def _refuse_outside(place: _Place, towers: Sequence[nn.Module]) -> None:
+    """Layers beside the towers, in a classifier or the half of a whole that is not used here."""
+    inside = {module for tower in towers for module in tower.modules()}
+    for name, layer in outermost(place.applied):
+        if layer not in inside and active_adapters(layer):
+            raise ValueError(
+                f"peft's layer at {name} of the model around the {place.side} tower is in neither "
+                "tower, so it would not be trained: leave it out with exclude_modules (whole "
+                "layers: modules_to_save, which a task_type may set), or apply peft to the "
+                "encoder alone"
+            )
 
 
 def _targets(config: Any, name: str, layer: Any) -> bool:
