@@ -48,17 +48,17 @@ def test_attention_by_sdpa_and_eager_agree(vision: str, text: str) -> None:
         words = {**TEXT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 63}
         if text == "ModernBert":
             words |= {"cls_token_id": 1, "sep_token_id": 2}
-        towers = small(vision, **VISION), small(text, **words)
+        kernels = {"attn_implementation": kernel}
+        towers = small(vision, **VISION, **kernels), small(text, **words, **kernels)
         for tower in towers:
-            tower.set_attn_implementation(kernel)  # type: ignore[operator]
             assert tower.config._attn_implementation == kernel  # type: ignore[union-attr]
-        bridged = changed(attach_bridgers(*towers, 2, SMALL)).eval().double()
-        out = features(bridged(images(2).double(), ids(2)))
+        bridged = changed(attach_bridgers(*towers, 2, SMALL)).eval()
+        out = features(bridged(images(2), ids(2)))
         sum(tensor.square().sum() for tensor in out).backward()
         assert bridged.bridgers is not None
         outputs.append([*out, *(p.grad for p in bridged.bridgers.parameters())])
     for a, b in zip(*outputs, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)  # eager takes softmax in float32
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def bridged_pair(pair: str) -> tuple[BridgedEncoder, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import families_timm
 import families_torchvision
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from families_timm import FOUR, WIDTHS, staged, timm_model, vit
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from bridger import attach_bridgers
 from bridger.towers import VisionTower, find_vision_tower
+from bridger.towers.base import state_of
 from bridger.towers.pre_logits import PreLogitsVisionTower
 from bridger.towers.views import view_changing
 
@@ -45,6 +47,13 @@ def _text() -> nn.Module:
 def _tower(row: VisionRow) -> tuple[Any, VisionTower, Tensor]:
     module = _built(row.name)
     return module, find_vision_tower(module), images(2, *row.image_size)
+
+
+def _features_of(whole: Any, pixels: Tensor) -> Tensor:
+    """Return a dual encoder's own vision features, of transformers 4 or 5."""
+    found = whole.get_image_features(pixels)
+    features: Tensor = getattr(found, "pooler_output", found)
+    return features
 
 
 def _classified(module: Any, feature: Tensor) -> Tensor:
@@ -93,7 +102,7 @@ def test_the_call_is_the_models_own_forward_up_to_its_classifier(row: VisionRow)
     with torch.no_grad():
         result, pooled = tower.call(pixels, {}), tower.pooled(tower.call(pixels, {}))
         if hasattr(module, "get_image_features"):
-            assert torch.equal(result, module.get_image_features(pixels).pooler_output)
+            assert torch.equal(result, _features_of(module, pixels))
             return
         own = module(pixels)
         if isinstance(own, dict):  # a getter of maps
@@ -125,7 +134,8 @@ def test_states_are_read_and_written_without_a_trace(row: VisionRow) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def same_again(index: int, output: Any) -> Any:
-        seen.append((output, output.clone()))
+        state = state_of(output)
+        seen.append((state, state.clone()))
         return tower.write_map(index, output, tower.read_map(index, output, size))
 
     with torch.no_grad():
@@ -133,8 +143,6 @@ def test_states_are_read_and_written_without_a_trace(row: VisionRow) -> None:
         with Watch(tower, same_again):
             found = tower.call(pixels, {})
     assert all(torch.equal(state, copied) for state, copied in seen)
-    for state, _ in seen:
-        assert isinstance(state, Tensor)
     for a, b in zip(_tensors(found), _tensors(expected), strict=True):
         assert torch.equal(a, b)
 
@@ -155,7 +163,8 @@ def test_a_changed_map_of_any_block_reaches_the_output(row: VisionRow) -> None:
                 return None
             old = tower.read_map(index, output, size)
             new = tower.write_map(index, output, old + torch.randn_like(old))
-            assert new.shape == output.shape and new.stride() == output.stride()
+            assert state_of(new).shape == state_of(output).shape
+            assert state_of(new).stride() == state_of(output).stride()
             return new
 
         with Watch(tower, change), torch.no_grad():
@@ -464,7 +473,8 @@ def test_stages_that_are_no_maps_are_refused_when_they_are_read() -> None:
             "levit_128s",
             r"'stages.0' of timm Staged .*\(3, 196, 128\); a map.*If modules of this Levit",
         ),
-        ("coat_lite_tiny", "'serial_blocks1' of timm Staged ran 0 times in a trial forward"),
+        # timm 1.0.24 offers no stages of it, so it is read off a trial.
+        ("coat_lite_tiny", "'serial_blocks1' of timm Staged ran 0 times|CoaT are ambiguous"),
         ("selecsls42b", "'features.1' of timm Staged ran and returned no tensor"),
     ],
 )
@@ -478,7 +488,7 @@ def test_a_model_of_one_size_whose_class_is_unknown_says_which() -> None:
         model = timm_model("visformer_tiny", img_size=size, embed_dim=32, depth=1, num_heads=2)
         encoder = attach_bridgers(model, _text(), 2, SMALL)
         assert encoder.vision.image_size == (size, size)
-        with pytest.raises(ValueError, match=f"takes pictures of {size} x {size} pixels only"):
+        with pytest.raises(ValueError, match=f"pictures of {size} x {size} pixels( only|, found)"):
             encoder(images(1, 64, 128), ids(1))
         encoder(images(1, size), ids(1))
     assert find_vision_tower(_built("timm/Staged ByobNet")).image_size is None
@@ -528,6 +538,8 @@ def test_windows_of_maxvit_must_tile_and_coatnet_has_one_size() -> None:
     _, tower, _ = _tower(ALL["timm/MaxxVit"])
     with pytest.raises(ValueError, match="multiples of 64 and 64 pixels, found 64 x 96: call"):
         tower.check_input(images(1, 64, 96))
+    if not timm.is_model("test_coatnet"):
+        pytest.skip("timm 1.0.24 has no small CoAtNet")
     coatnet = find_vision_tower(timm_model("test_coatnet", num_classes=0))
     assert coatnet.image_size == (160, 160)
     with pytest.raises(ValueError, match="160 x 160 pixels only, found 64 x 64: create"):
@@ -606,9 +618,9 @@ def test_a_whole_dual_encoder_stands_on_the_vision_side() -> None:
     tower = find_vision_tower(whole)
     assert tower.label() == "transformers VisionTextDualEncoder"
     with torch.no_grad():
-        own = whole.get_image_features(images(2, 64))
-        assert torch.equal(tower.call(images(2, 64), {}), getattr(own, "pooler_output", own))
-        assert not torch.equal(tower.call(images(2, 64, 96), {}), own.pooler_output)
+        own = _features_of(whole, images(2, 64))
+        assert torch.equal(tower.call(images(2, 64), {}), own)
+        assert not torch.equal(tower.call(images(2, 64, 96), {}), own)
 
 
 @pytest.mark.parametrize("pool_type", ["tok", "avg"])
