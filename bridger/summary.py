@@ -20,7 +20,8 @@ def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = No
     Args:
         encoder: the bridged towers; nothing is run.
         image_size: (H, W) of the pictures in pixels, which gives the maps' sizes; by default what
-            the vision tower was built for, and no sizes where it was built for any.
+            the vision tower was built for; "any" where it was built for any size, a dash where
+            the family has its own way of rounding.
     """
     rows = [TITLES]
     for stage, (v, t) in enumerate(encoder.stages):
@@ -50,8 +51,8 @@ def count(module: nn.Module) -> int:
 def _map(encoder: BridgedEncoder, block: int, size: tuple[int, int] | None) -> str:
     stride, last = encoder.vision.blocks[block].stride, encoder.vision.blocks[-1].stride
     if size is None or stride is None:
-        return ""
+        return "any"
     if stride != last and any(side % stride for side in size):
-        return ""  # families round in their own ways, and say so for the last map alone
+        return "-"  # families round in their own ways, and say so for the last map alone
     height, width = encoder.vision.map_grid(size) if stride == last else grid_of(size, stride)
     return f"{height} x {width}"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_towers import open_clip_vit
 from PIL import Image
 from test_etris import small
 
@@ -20,10 +21,13 @@ import bridger
 from bridger import attach_bridgers
 from bridger.cli import base, main, predict, quickstart, train
 from bridger.data import RefCOCO, Sample
+from bridger.data import scenes as scene_module
 from bridger.data.scenes import write_scenes
 from bridger.evaluation.evaluate import evaluate
 from bridger.evaluation.metrics import SegmentationMetrics
 from bridger.heads import ReferringSegmentationHead
+from bridger.tiny_clip import TINY_ADAPTER
+from bridger.training import Recipe
 from bridger.training.schedule import Schedule
 
 HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
@@ -118,6 +122,7 @@ def test_errors_are_one_line_and_debug_shows_more(run: Run, tmp_path: Path) -> N
         (["train", "--data", missing, "--out", tmp_path], "missing"),
         (["train", "--data", missing, "--out", tmp_path, "--set", "step=3"], "mean 'steps'"),
         (["train", "--data", missing, "--out", tmp_path, "--set", "steps"], "OPTION=VALUE"),
+        (["train", "--data", missing, "--out", tmp_path, "--set", "steps.a=1"], "no group of"),
         (["evaluate", missing, "--data", missing], "missing"),
         (["convert", missing, tmp_path / "x"], "no checkpoint file"),
         (["data", "scenes", tmp_path, *"--train 0 --val 0 --testA 0 --testB 0".split()], "empty"),
@@ -161,6 +166,59 @@ def test_data_scenes_writes_a_data_set_once(run: Run, tmp_path: Path) -> None:
     assert json.loads(figures.read_text())["pictures"]["train"] == 2
     assert len(RefCOCO(folder, "train").pictures()) == 2
     assert run("data", "scenes", folder)[0] == 1
+
+
+def test_interrupted_scenes_can_be_written_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["data", "scenes", tmp_path, *"--train 2 --val 1 --testA 0 --testB 0 --size 64".split()]
+    made: list[int] = []
+    whole = scene_module.make_scene
+
+    def interrupted(split: str, index: int, *options: Any) -> Any:
+        if made:
+            raise KeyboardInterrupt
+        made.append(index)
+        return whole(split, index, *options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scene_module, "make_scene", interrupted)
+        assert run(*argv)[0] == 130
+    assert run(*argv)[0] == 0
+    assert len(RefCOCO(tmp_path, "train").pictures()) == 2
+
+
+def test_a_picture_to_try_comes_with_words_that_fit_it(run: Run, tmp_path: Path) -> None:
+    argv = ["data", "picture", tmp_path / "p.png", "--seed", 4]
+    code, said, _ = run(*argv, "--json", tmp_path / "p.json")
+    assert code == 0 and Image.open(tmp_path / "p.png").size == (128, 128)
+    scene = scene_module.make_scene("val", 4)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "p.png")), scene.image)
+    objects = json.loads((tmp_path / "p.json").read_text())["objects"]
+    sentences = [sentence for thing in objects for sentence in thing["sentences"]]
+    assert sorted(sentences) == sorted(e.sentence for e in scene.expressions)
+    assert all(sentence in said for sentence in sentences)
+
+
+def test_an_option_inside_an_option_leaves_the_others() -> None:
+    argv = "train --data d --out o --set head.width=96 --set bridger_options.pre_norm=true"
+    recipe = train.recipe_from(main.build_parser().parse_args(argv.split()))
+    usual = Recipe.preset("quickstart")
+    assert recipe.head == {**usual.head, "width": 96}
+    assert recipe.bridger_options == {**usual.bridger_options, "pre_norm": True}
+
+
+def test_the_shipped_adapter_has_a_name(run: Run) -> None:
+    assert run("inspect", "tiny")[1] == run("inspect", TINY_ADAPTER)[1]
+
+
+def test_an_adapter_for_others_says_how_to_name_them(run: Run, tmp_path: Path) -> None:
+    clip = open_clip_vit()
+    model = attach_bridgers(clip.visual, clip, 2).with_head(ReferringSegmentationHead, **HEAD)
+    model.save_pretrained(tmp_path / "adapter")
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    code, _, err = run("predict", tmp_path / "p.png", "a", "--adapter", tmp_path / "adapter")
+    assert code == 1 and "the tiny ones were tried: name others with --towers" in err
 
 
 def test_inspect_adds_up_the_parts(run: Run, adapter: Path, tmp_path: Path) -> None:
@@ -263,6 +321,7 @@ def test_train_interrupt_resume_evaluate(
     code, said, err = run(*argv, "--steps", 3, *changes)
     assert code == 0, err
     assert "trainable parameters" in said and f"bridger evaluate {out}" in said
+    assert "kept step 3: mIoU" in err
     assert run(*argv, "--steps", 3, *changes)[0] == 1  # the folder holds a run
     code, _, err = run(*argv, "--resume", "--steps", 5)
     assert code == 1 and "differs in steps" in err
@@ -279,7 +338,7 @@ def test_the_short_quickstart_goes_through(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "quick"
     code, said, err = run("quickstart", "--short", "--steps", 2, "--out", out)
     assert code == 0, err
-    assert "try next:" in said and "testA" in said
+    assert "try next:" in said and "testA" in said and "these scores say nothing" in said
     assert Image.open(out / "seen.png").size[0] >= 128
     figures = json.loads((out / "metrics.json").read_text())
     assert figures["bytes"] < figures["tower_bytes"]

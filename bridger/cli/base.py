@@ -99,17 +99,42 @@ def towers_of(adapter: Path, given: str | None) -> str:
     return name
 
 
+def adapter_folder(name: Path) -> Path:
+    """Return an adapter's folder; "tiny" is the shipped one, unless such a folder is there.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    from bridger.tiny_clip import TINY_ADAPTER
+
+    if name == Path("tiny") and not name.exists():
+        return TINY_ADAPTER
+    if not name.is_dir():
+        raise FileNotFoundError(
+            f"there is no adapter folder {name} (the one in the package is called tiny)"
+        )
+    return name
+
+
 def load_model(adapter: Path, towers: str | None) -> Any:
     """Load an adapter onto its towers, ready to answer."""
     from bridger.model import BridgedModel
     from bridger.training.pairs import load_towers
 
-    if not adapter.is_dir():
-        raise FileNotFoundError(f"there is no adapter folder {adapter}")
+    adapter = adapter_folder(adapter)
     import torch
 
-    vision, text, processor = load_towers(towers_of(adapter, towers))
-    model = BridgedModel.from_pretrained(adapter, vision, text)
+    name = towers_of(adapter, towers)
+    vision, text, processor = load_towers(name)
+    try:
+        model = BridgedModel.from_pretrained(adapter, vision, text)
+    except ValueError as error:
+        if towers is not None or (adapter / "recipe.json").is_file():
+            raise
+        raise ValueError(
+            f"{error}. No recipe beside it says which towers the adapter is for, so the {name} "
+            "ones were tried: name others with --towers"
+        ) from error
     model.processor = model.processor or processor
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -127,6 +152,23 @@ def check_writable(path: Path) -> None:
         raise NotADirectoryError(f"cannot write {path}: {place} is a file, not a folder")
     if not os.access(place, os.W_OK):
         raise PermissionError(f"cannot write {path}: {place} is read-only")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse early what a picture could not be written to.
+
+    Raises:
+        OSError: see `check_writable`.
+        ValueError: the ending is of no format that Pillow writes.
+    """
+    from PIL import Image
+
+    check_writable(path)
+    known = Image.registered_extensions()  # which loads Pillow's formats
+    if known.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"{path} has no ending that Pillow writes pictures to, such as .png or .jpg"
+        )
 
 
 def say(*lines: str) -> None:

@@ -28,7 +28,9 @@ EXAMPLES = """\
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("adapter", type=Path, metavar="ADAPTER", help="an adapter's folder")
+    parser.add_argument(
+        "adapter", type=Path, metavar="ADAPTER", help="its folder; tiny: the package's"
+    )
     add_data_options(parser)
     parser.add_argument(
         "--split",

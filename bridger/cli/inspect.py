@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import megabytes, say, towers_of, whole
+from bridger.cli.base import adapter_folder, megabytes, say, towers_of, whole
 
 HELP = "say what an adapter is and how large its parts are, or where two towers would meet"
 EXAMPLES = """\
@@ -23,7 +23,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="+",
         metavar="ADAPTER|TOWER",
-        help="an adapter's folder, or a vision and a text tower",
+        help="an adapter's folder (tiny: the one in the package), or a vision and a text tower, "
+        "VISION TEXT or VISION,TEXT",
     )
     parser.add_argument("--stages", type=whole(1), metavar="K", help="default: 3")
     parser.add_argument("--bridgers", metavar="PRESET", help="their preset (default: paper)")
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: neither one name nor two.
     """
+    if len(args.what) == 1 and "," in args.what[0] and not Path(args.what[0]).exists():
+        return _towers(args.what[0], args)
     if len(args.what) == 1:
         if any(given is not None for given in (args.stages, args.bridgers, args.size)):
             raise ValueError("--stages, --bridgers and --size are for two towers, not an adapter")
@@ -68,8 +71,7 @@ def _adapter(adapter: Path) -> dict[str, Any]:
     """Read an adapter's folder; towers are not needed."""
     from bridger.checkpoint import WEIGHTS_FILE, read
 
-    if not adapter.is_dir():
-        raise FileNotFoundError(f"there is no adapter folder {adapter}")
+    adapter = adapter_folder(adapter)
     config, tensors = read(adapter)
     parts: dict[str, dict[str, int]] = {}
     for name, tensor in tensors.items():

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import add_towers_option, check_writable, load_model, say, share
+from bridger.cli.base import add_towers_option, check_picture, load_model, say, share
 
 HELP = "segment what words mean in a picture"
 EXAMPLES = """\
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no picture {args.image}")
     outs = _outs(args)
     for path in outs:
-        _check_picture(path)
+        check_picture(path)
     places = [path.resolve() for path in (args.image, *outs)]
     if len(set(places)) < len(places):
         raise ValueError(
@@ -75,18 +75,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     say("wrote " + ", ".join(map(str, written)))
     say(", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
     return {"found": found, "files": list(map(str, written)), "seconds": seconds}
-
-
-def _check_picture(path: Path) -> None:
-    """Refuse early what a picture could not be written to."""
-    from PIL import Image
-
-    check_writable(path)
-    known = Image.registered_extensions()  # which loads Pillow's formats
-    if known.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(
-            f"{path} has no ending that Pillow writes pictures to, such as .png or .jpg"
-        )
 
 
 def _describe(part: dict[str, Any]) -> str:

@@ -105,7 +105,7 @@ def perform(plan: Plan) -> dict[str, Any]:
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt("the same command goes on") from interruption
     trained = time.monotonic()
-    results = judge(model, {name: splits[name] for name in SPLITS})
+    results = judge(model, {name: splits[name] for name in SPLITS}, short=plan.short)
     picture = show(model, splits["testA"], plan.out)
     seconds = {"training": trained - started, "all": time.monotonic() - started}
     summary = {
@@ -134,16 +134,18 @@ def show_again(out: Path, recipe: Recipe) -> dict[str, Any]:
 
 def make_scenes(plan: Plan) -> None:
     """Write the scenes where they are not there yet."""
-    from bridger.data.scenes import write_scenes
+    from bridger.data.scenes import ANNOTATIONS, write_scenes
 
     counts = SHORT_COUNTS if plan.short else DEFAULTS
-    if not (plan.data / "refcoco").exists():
+    if not (plan.data / ANNOTATIONS).exists():
         say(f"making {sum(counts.values())} scenes")
         write_scenes(plan.data, counts)
     say(*describe_data(plan.data, counts))
 
 
-def judge(model: BridgedModel, splits: dict[str, Any]) -> dict[str, dict[str, float]]:
+def judge(
+    model: BridgedModel, splits: dict[str, Any], *, short: bool = False
+) -> dict[str, dict[str, float]]:
     """Evaluate every split, and print the table."""
     from bridger.evaluation.evaluate import evaluate
 
@@ -152,6 +154,7 @@ def judge(model: BridgedModel, splits: dict[str, Any]) -> dict[str, dict[str, fl
     say(
         "in percent, over every sentence; val: as in training, testA: several objects of one "
         "kind, testB: kinds never asked for in training",
+        *(["a smoke run: these scores say nothing"] if short else []),
         "",
     )
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="change an option of the recipe; values are JSON; may be given often",
+        help="change an option of the recipe (bridger.training.Recipe lists them), or one inside "
+        "it: head.width=96; values are JSON; may be given often",
     )
     parser.add_argument(
         "--validation",
@@ -94,11 +96,22 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
         recipe = Recipe.load(name)
     else:
         recipe = Recipe.preset(name)
-    changes = dict(_parse_change(text) for text in args.changes)
     for option in ("steps", "seed"):
         if getattr(args, option) is not None:
-            changes[option] = getattr(args, option)
-    return recipe.replace(**changes)
+            recipe = recipe.replace(**{option: getattr(args, option)})
+    for text in args.changes:
+        recipe = _changed(recipe, *_parse_change(text))
+    return recipe
+
+
+def _changed(recipe: Recipe, name: str, value: Any) -> Recipe:
+    option, dot, inner = name.partition(".")
+    if not dot:
+        return recipe.replace(**{name: value})
+    before = getattr(recipe, option, None)
+    if not isinstance(before, Mapping):
+        raise ValueError(f"--set {name}: {option!r} is no group of options, such as head.width")
+    return recipe.replace(**{option: {**before, inner: value}})
 
 
 def _parse_change(text: str) -> tuple[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bridger._files import replacing
 from bridger.data.expressions import Describer, Expression, Seen
 from bridger.data.sprites import TINTS, Kind, kinds
 from bridger.prediction import box_of
@@ -26,6 +27,7 @@ from bridger.prediction import box_of
 SPLITS = ("train", "val", "testA", "testB")
 IDS_PER_SPLIT = 1_000_000  # image ids of a split start at its number times this
 MIN_VISIBLE = 0.7  # share of an object that nothing may hide
+ANNOTATIONS = Path("refcoco", "refs(unc).p")  # comes last: where it is, the scenes are complete
 SIZES = (0.22, 0.42)  # longer side of an object, as a fraction of the picture's side
 
 
@@ -215,7 +217,6 @@ def write_scenes(
         raise ValueError(f"there are no splits {sorted(unknown)}; scenes have {SPLITS}")
     folder = Path(folder)
     (folder / "images" / "train2014").mkdir(parents=True, exist_ok=True)
-    (folder / "refcoco").mkdir(exist_ok=True)
     writer = _Writer(folder)
     for split in SPLITS:
         for index in range(counts.get(split, 0)):
@@ -300,7 +301,9 @@ class _Writer:
             "annotations": self.annotations,
             "categories": categories,
         }
-        annotations = self.folder / "refcoco"
-        (annotations / "instances.json").write_text(json.dumps(instances))
-        with open(annotations / "refs(unc).p", "wb") as file:
-            pickle.dump(self.refs, file, protocol=2)
+        annotations = self.folder / ANNOTATIONS
+        annotations.parent.mkdir(exist_ok=True)
+        with replacing(annotations.with_name("instances.json")) as path:
+            path.write_text(json.dumps(instances))
+        with replacing(annotations) as path:
+            path.write_bytes(pickle.dumps(self.refs, protocol=2))

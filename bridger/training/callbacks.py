@@ -45,8 +45,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         }
         if not shown:
             return
-        which = "validation: " if any(name.startswith("eval_") for name in logs) else ""
-        figures = which + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        judged = any(name.startswith("eval_") for name in logs)
+        which = "validation, first sentences: " if judged else ""
+        figures = which + ", ".join(f"{name} {_figure(name, shown[name])}" for name in shown)
         if self.bar is None:
             print(
                 f"step {state.global_step}/{state.max_steps}: {figures}{self._left(state)}",
@@ -59,8 +60,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self.bar.set_postfix_str(figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
+        """Close the bar, and say which step is kept."""
         self.close()
+        if state.is_world_process_zero and state.best_global_step is not None:
+            best = _figure("mIoU", state.best_metric)
+            print(f"kept step {state.best_global_step}: mIoU {best}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Close the bar; a second call does nothing."""
@@ -74,6 +78,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             return ""
         each = (time.monotonic() - self.started) / done
         return f" ({each * (state.max_steps - state.global_step):.0f} s left)"
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %"
 
 
 class Interruption(TrainerCallback):  # type: ignore[misc]
