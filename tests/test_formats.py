@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -91,23 +92,57 @@ def test_float16(pair: str) -> None:
         close(features(bridged.half()(pixels, ids(2))), exact, 0.02)
 
 
-def test_eight_bit_weights_of_torchao() -> None:
+def torchaos(tower: nn.Module) -> None:
+    """Turn a tower's linear layers into torchao's with eight-bit weights."""
     torchao = pytest.importorskip("torchao.quantization")
+    torchao.quantize_(tower, torchao.Int8WeightOnlyConfig())
+
+
+def bitsandbytes(tower: nn.Module) -> None:
+    """Turn linear layers into bitsandbytes' of eight bits, outside of torch's attention."""
+    library = pytest.importorskip("bitsandbytes.nn")
+    for parent in list(tower.modules()):
+        if isinstance(parent, nn.MultiheadAttention):
+            continue
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear):
+                sizes = (layer.in_features, layer.out_features, layer.bias is not None)
+                eight = library.Linear8bitLt(*sizes, has_fp16_weights=False)
+                eight.load_state_dict(layer.state_dict())
+                setattr(parent, name, eight.to("cpu"))
+
+
+def hf_pair() -> tuple[nn.Module, nn.Module]:
+    return hf_vision(), hf_text()
+
+
+def open_clip_pair() -> tuple[nn.Module, nn.Module]:
     clip = open_clip_vit()
-    for vision, text in ((hf_vision(), hf_text()), (clip.visual, clip)):
-        for tower in [text] if text is clip else [vision, text]:
-            torchao.quantize_(tower, torchao.Int8WeightOnlyConfig())
-        kinds = {type(parameter.data).__name__ for parameter in vision.parameters()}
-        assert any("Tensor" != kind for kind in kinds), kinds
-        bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
-        out = bridged(images(2), ids(2))
-        with torch.no_grad():
-            again = replayed(bridged, images(2), ids(2))
-        close(features(out), again, 1e-5)
-        sum(tensor.square().sum() for tensor in features(out)).backward()
-        assert bridged.bridgers is not None
-        assert all(p.grad is not None for p in bridged.bridgers.parameters())
-        bridged.detach()
+    return clip.visual, clip
+
+
+# open_clip casts its states to the dtype of a weight, which is int8 in bitsandbytes' layers.
+@pytest.mark.parametrize(
+    ("quantise", "pair"),
+    [(torchaos, hf_pair), (torchaos, open_clip_pair), (bitsandbytes, hf_pair)],
+)
+def test_eight_bit_weights(
+    quantise: Callable[[nn.Module], None], pair: Callable[[], tuple[nn.Module, nn.Module]]
+) -> None:
+    vision, text = pair()
+    for tower in [text] if vision in set(text.modules()) else [vision, text]:
+        quantise(tower)
+    kinds = {f"{type(p.data).__name__} {p.dtype}" for p in vision.parameters()}
+    assert any(kind != "Tensor torch.float32" for kind in kinds), kinds
+    bridged = changed(attach_bridgers(vision, text, 2, SMALL)).eval()
+    out = bridged(images(2), ids(2))
+    with torch.no_grad():
+        again = replayed(bridged, images(2), ids(2))
+    close(features(out), again, 1e-5)
+    sum(tensor.square().sum() for tensor in features(out)).backward()
+    assert bridged.bridgers is not None
+    assert all(p.grad is not None for p in bridged.bridgers.parameters())
+    bridged.detach()
 
 
 def kept(model: BridgedModel) -> int:
