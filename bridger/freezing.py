@@ -107,3 +107,15 @@ def _flags(module: nn.Module) -> Flags:
     parameters = module._parameters.items()
     flags = {name: p.requires_grad for name, p in parameters if p is not None}
     return Flags(module.training, flags)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; every module gets back the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

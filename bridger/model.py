@@ -14,12 +14,13 @@ from bridger import checkpoint
 from bridger._etris_layout import ReleasedLayout
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures
+from bridger.freezing import in_eval_mode
 from bridger.half_towers import HalfTowers
 from bridger.heads import Head
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
 from bridger.recomputing import recompute
-from bridger.summary import count
+from bridger.summary import count, trainable_line
 from bridger.tower_peft import tuned_parameters
 from bridger.towers import TextTower, VisionTower
 
@@ -221,7 +222,7 @@ class BridgedModel(HalfTowers):
 
     def print_trainable_parameters(self) -> None:
         """Print how much is trained, part by part, against the frozen towers."""
-        print(self._trainable_parameters())
+        print(trainable_line(self))
 
     def summary(self, image_size: tuple[int, int] | None = None) -> str:
         """Return the stages as a table, the heads, and what is trained against the towers.
@@ -230,18 +231,7 @@ class BridgedModel(HalfTowers):
             image_size: (H, W) of the pictures in pixels; see `bridger.summary.stage_table`.
         """
         heads = [f"head {name}: {head.name}, {count(head):,}" for name, head in self.heads.items()]
-        return "\n".join([self.encoder.summary(image_size), *heads, self._trainable_parameters()])
-
-    def _trainable_parameters(self) -> str:
-        groups = self.parameter_groups()
-        counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
-        trained = sum(counts.values())
-        frozen = count(self.encoder.towers) - counts.get("peft", 0)
-        parts = ", ".join(f"{name} {number:,}" for name, number in counts.items())
-        return (
-            f"trainable parameters: {trained:,} ({parts}) || "
-            f"frozen towers: {frozen:,} || trainable: {100 * trained / (trained + frozen):.2f} %"
-        )
+        return "\n".join([self.encoder.summary(image_size), *heads, trainable_line(self)])
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Return what is saved: Bridgers, heads, the adapter's tower tensors, peft's layers."""
@@ -331,9 +321,7 @@ class BridgedModel(HalfTowers):
         pixels, placement = self.processor.image(image)
         words = self.processor.text([text] if isinstance(text, str) else list(text))
         device = next(self.parameters()).device
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with in_eval_mode(self):
             features = self.encode(
                 pixels.unsqueeze(0).to(device),
                 words["input_ids"].unsqueeze(0).to(device),
@@ -341,9 +329,6 @@ class BridgedModel(HalfTowers):
             )
             chosen = self.heads[name]
             probabilities = chosen.probabilities(chosen(features).logits)[0]
-        finally:
-            for module, mode in modes:
-                module.training = mode
         restored = self.processor.restore(probabilities.float().cpu(), placement)
         return Prediction.from_probabilities(restored, threshold)
 

@@ -1,4 +1,4 @@
-"""Where two towers meet, as a table to read."""
+"""Where two towers meet, and how much is trained: lines to read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bridger.towers.vision import grid_of
 
 if TYPE_CHECKING:
     from bridger.encoder import BridgedEncoder
+    from bridger.model import BridgedModel
 
 TITLES = ("stage", "vision block", "width", "stride", "map", "text block", "width", "Bridger")
 
@@ -41,6 +42,19 @@ def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = No
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def trainable_line(model: BridgedModel) -> str:
+    """Return how much is trained, part by part, against the frozen towers."""
+    groups = model.parameter_groups()
+    counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
+    trained = sum(counts.values())
+    frozen = count(model.encoder.towers) - counts.get("peft", 0)
+    parts = ", ".join(f"{name} {number:,}" for name, number in counts.items())
+    return (
+        f"trainable parameters: {trained:,} ({parts}) || "
+        f"frozen towers: {frozen:,} || trainable: {100 * trained / (trained + frozen):.2f} %"
+    )
 
 
 def count(module: nn.Module) -> int:
