@@ -72,7 +72,7 @@ def find_blocks(
             once each, in order, with a state that fits.
     """
     if blocks is not None:
-        return _named(module, trace, fits, blocks)
+        return kept_whole(module, _named(module, trace, fits, blocks))
     chains = list(_chains(module, trace, fits))
     # A stem and all the rest make two links, so pairs count only where there is nothing better.
     chains = (
@@ -99,7 +99,23 @@ def find_blocks(
             f"the blocks of {type(module).__name__} are ambiguous; the argument `blocks` of "
             f"generic_vision or generic_text decides. Candidates:\n  {listed}"
         )
-    return best.links
+    return kept_whole(module, best.links)
+
+
+def kept_whole(module: nn.Module, blocks: tuple[Firing, ...]) -> tuple[Firing, ...]:
+    """Return blocks whose states nothing overwrites; features would be made of them later.
+
+    Raises:
+        ValueError: a state is changed in place by what runs after it.
+    """
+    for block in blocks:
+        if block.overwritten:
+            raise ValueError(
+                f"what block {block.name!r} of {type(module).__name__} returns is changed in place "
+                "by what runs after it, so it cannot be read: name the modules that change it in "
+                "`blocks` in its stead, or have them not do it (inplace=False)"
+            )
+    return blocks
 
 
 def _innermost(chain: Chain, chains: Sequence[Chain]) -> Chain:
@@ -126,12 +142,13 @@ def _rest(chain: Chain, trace: Trace, fits: Fits) -> list[Firing]:
         for firing in _once(trace)
         if firing in after and firing.name and firing not in around
         # One token or cell is a feature: a head's, no map's.
-        if _is_block(firing, fits) and firing.state is not None and firing.state.squeeze().ndim > 2
+        if firing.state is not None and firing.state.squeeze().ndim > 2
     ]
+    # Also those that make a text shorter, whose states do not fit.
     alike = _outermost([firing for firing in later if type(firing.module) is type(last.module)])
     if alike:
         return alike
-    rest = _outermost(later)
+    rest = _outermost([firing for firing in later if _is_block(firing, fits)])
     held = Chain("", tuple(rest), whole=False).parameters
     return rest if rest and held >= RIVAL * chain.parameters else []
 
@@ -196,7 +213,8 @@ def _named(
             shape = "no tensor" if state is None else f"a tensor of shape {tuple(state.shape)}"
             raise ValueError(
                 f"block {name!r} returned {shape}; a state has the batch first (or second, for "
-                "tokens) and three or four dimensions: name other blocks"
+                "tokens), three or four dimensions, and in a text a row for each token: name other "
+                "blocks"
             )
         found.append(firings[0])
     if found != sorted(found, key=lambda pair: pair[0]):

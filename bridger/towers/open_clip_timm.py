@@ -36,6 +36,11 @@ class OpenClipTimm(NestedVisionTower):
                 f"{self.label()} with a pool of its own ({type(visual.head.pool).__name__}) is not "
                 "supported: build it with timm_pool 'avg', 'token' or 'map'"
             )
+        if not isinstance(visual.trunk.get_classifier(), nn.Module):
+            raise ValueError(
+                f"{self.label()} around {type(visual.trunk).__name__}, which has several "
+                "classifiers, is not supported: pass the model of timm itself, visual.trunk"
+            )
         parts = [*visual.trunk.get_classifier().modules(), *visual.head.modules()]
         widths = [part.out_features for part in parts if isinstance(part, nn.Linear)]
         self._nest(given, visual, visual.trunk, widths[-1] if widths else None)

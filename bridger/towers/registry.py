@@ -8,9 +8,10 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 
-from bridger.towers.base import Tower, has_prompts, is_layer, unwrap
+from bridger.towers.base import Tower, has_prompts, is_a, is_layer, unwrap
 from bridger.towers.text import TextTower
 from bridger.towers.text_calls import takes_ids
 from bridger.towers.trial import UnreadableTowerError
@@ -147,6 +148,7 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
         raise TypeError(
             f"the {side} tower must be a torch.nn.Module, found {type(module).__name__}"
         )
+    _refuse_compiled(side, module)
     if side == "vision" and has_prompts(module):
         raise TypeError(
             "the vision tower is wrapped for virtual tokens, which peft puts before texts alone: "
@@ -191,10 +193,23 @@ def _read(family: type[Tower], side: str, module: nn.Module) -> Tower:
         ) from error
 
 
+def _refuse_compiled(side: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"the {side} tower is a scripted or traced module, which takes no hooks: pass the "
+            "module that it was made of"
+        )
+    if is_a(module, "torch", "OptimizedModule"):
+        raise TypeError(
+            f"the {side} tower was compiled whole, and bridging stops it between its blocks: pass "
+            "model._orig_mod, and compile the blocks with encoder.compile()"
+        )
+
+
 def _swapped(side: str, other: str, found: str) -> str:
     return (
-        f"expected a {side} tower, found the {other} tower {found}: "
-        "pass the vision tower first, the text tower second"
+        f"expected a {side} tower, found the {other} tower {found}: pass the vision tower first, "
+        f"the text tower second; of a whole model that no family knows, pass its {side} half"
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 
+from bridger.towers.discovery import kept_whole
 from bridger.towers.trial import Trace, watch
 from bridger.towers.unknown_vision import sizes_to_try
 from bridger.towers.vision import VisionTower
@@ -43,13 +44,15 @@ def _check_maps(tower: VisionTower, trace: Trace, size: tuple[int, int]) -> None
     kind = type(tower.module).__name__
     instead = f"If modules of this {kind} hold maps, name them: generic_vision(model, blocks=[...])"
     for index, block in enumerate(tower.blocks):
-        states = [firing.state for firing in trace.firings if firing.module is block.module]
+        firings = [firing for firing in trace.firings if firing.module is block.module]
+        states = [firing.state for firing in firings]
         if len(states) != 1 or states[0] is None:
             found = "ran and returned no tensor" if states == [None] else f"ran {len(states)} times"
             raise ValueError(
                 f"block {block.name!r} of {tower.label()} {found} in a trial forward; a block must "
                 f"run once and return a map to be bridged. {instead}"
             )
+        kept_whole(tower.module, tuple(firings))
         try:
             tower.read_map(index, states[0], size)
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,17 +28,24 @@ class Firing:
         module: the module itself.
         given: the first state among its inputs, or the first tensor; None without a tensor.
         state: its output, or the first element of a tuple; None where that is no tensor.
+        version: of the state when the call ended; operations in place count it up.
     """
 
     name: str
     module: nn.Module
     given: Tensor | None
     state: Tensor | None
+    version: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the state's shape, empty where there is no state."""
         return () if self.state is None else tuple(self.state.shape)
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether what ran later has changed the state in place."""
+        return self.state is not None and version_of(self.state) != self.version
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ def watch(module: nn.Module, run: Callable[[], Any]) -> Trace:
             # states can share an id.
             state = None if isinstance(output, tuple) and not output else state_of(output)
             kept = state if isinstance(state, Tensor) else None
-            firings.append(Firing(name, watched, _given(args, kwargs), kept))
+            version = 0 if kept is None else version_of(kept)
+            firings.append(Firing(name, watched, _given(args, kwargs), kept, version))
 
         return record
 
@@ -87,21 +96,52 @@ def watch(module: nn.Module, run: Callable[[], Any]) -> Trace:
 def _quiet(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, random numbers that nobody misses, and every attribute put back.
 
-    Some modules keep what they learn about a picture (a smaller window, a longer table).
+    Some modules keep what they learn about a picture (a smaller window, a longer table), swap
+    their own parts for a short text, or hook themselves.
     """
-    before = [(below, dict(below.__dict__), dict(below._buffers)) for below in module.modules()]
+    before = [_Kept(below) for below in module.modules()]
     devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
     try:
-        for below, _, _ in before:
-            below.training = False
+        for kept in before:
+            kept.module.training = False
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:
-        for below, attributes, buffers in before:
-            for now, then in ((below.__dict__, attributes), (below._buffers, buffers)):
-                for name in now.keys() - then.keys():
-                    del now[name]
-                now.update(then)
+        for kept in before:
+            kept.put_back()
+
+
+class _Kept:
+    """What one module held: attributes, what is in those that are containers, its buffers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.attributes = module, dict(vars(module))
+        held = self.attributes.values()
+        self.contents = [(v, copy.copy(v)) for v in held if isinstance(v, (dict, list, set))]
+        buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+        self.buffers = [(buffer, buffer.clone(), version_of(buffer)) for buffer in buffers]
+
+    def put_back(self) -> None:
+        """Give the module all of it back."""
+        now = vars(self.module)
+        for name in now.keys() - self.attributes.keys():
+            del now[name]
+        now.update(self.attributes)
+        for container, then in self.contents:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(then)
+            else:
+                container.update(then)
+        for buffer, numbers, version in self.buffers:
+            if version_of(buffer) != version:
+                with torch.no_grad():
+                    buffer.copy_(numbers)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 where torch does not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

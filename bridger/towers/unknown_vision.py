@@ -264,7 +264,8 @@ def _refusal(module: nn.Module, errors: Mapping[tuple[int, int], Exception]) -> 
     if misread:
         size, error = misread[0]
         return ValueError(f"{kind} cannot be read with pictures of {size[0]} x {size[1]}: {error}")
-    shown = [f"{type(error).__name__}: {str(error)[:150]}" for error in errors.values()]
+    telling = sorted(errors, key=lambda size: size in FREE)  # a size that the module names first
+    shown = [f"{type(errors[size]).__name__}: {str(errors[size])[:150]}" for size in telling]
     return UnreadableTowerError(
         f"{kind} ran on pictures (B, 3, H, W) of none of the sizes {list(errors)} "
         f"({'; '.join(list(dict.fromkeys(shown))[:3])}). Pass the image "

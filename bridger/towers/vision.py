@@ -204,7 +204,11 @@ class MapVisionTower(VisionTower):
                 f"block {self.blocks[block].name!r} holds maps (C, H, W) = "
                 f"{tuple(state.shape[1:])}, found {tuple(new_map.shape[1:])}"
             )
-        return _with_rows(output, new_map.to(state.dtype))
+        written = new_map.to(state.dtype)
+        # In another memory order sums may differ in the last bit.
+        if state.is_contiguous(memory_format=torch.channels_last) and not state.is_contiguous():
+            written = written.contiguous(memory_format=torch.channels_last)
+        return _with_rows(output, written)
 
 
 class ChannelsLastMapVisionTower(MapVisionTower):

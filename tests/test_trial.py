@@ -1,0 +1,203 @@
+"""Trial forwards of unknown towers: they leave no trace, and see what cannot be bridged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers_conformance import SMALL, changed, same, trace
+from helpers_towers import hf_text, hf_vision, ids, images
+from torch import Tensor, nn
+
+from bridger import attach_bridgers
+from bridger.towers import find_text_tower, find_vision_tower
+
+transformers: Any = pytest.importorskip("transformers")
+
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+
+
+def everything(module: nn.Module) -> list[Any]:
+    """What a module holds, hooks and containers included."""
+    held = []
+    for below in module.modules():
+        for name, value in vars(below).items():
+            inside = list(value) if isinstance(value, (dict, list, set)) else id(value)
+            held.append((name, inside))
+    return held
+
+
+class Counting(nn.Module):
+    """A tower whose forward writes things down, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.seen: list[Any] = []
+        self.known = {"sizes": 0}
+        self.stem = nn.Conv2d(3, 16, 8, 8)
+        self.blocks = nn.Sequential(*(Convolution() for _ in range(4)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(pixels.shape)
+        self.known["sizes"] += 1
+        self.blocks[1] = copy.deepcopy(self.blocks[1])
+        self.blocks[0].register_forward_hook(lambda *_: None)
+        result: Tensor = self.blocks(self.stem(pixels)).mean((2, 3))
+        return result
+
+
+class Convolution(nn.Module):
+    """A residual block, in place or not."""
+
+    def __init__(self, how: str = "outside") -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Tanh())
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.inner(x)
+        return x.add_(change) if self.how == "in place" else x + change
+
+
+class Net(nn.Module):
+    """A small CNN that may change its states in place, in blocks or after them."""
+
+    def __init__(self, blocks: str = "outside", end: str = "outside") -> None:
+        super().__init__()
+        self.stem, self.end = nn.Conv2d(3, 16, 8, 8), end
+        self.blocks = nn.Sequential(*(Convolution(blocks) for _ in range(4)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x: Tensor = self.blocks(self.stem(pixels))
+        return (x.relu_() if self.end == "in place" else x.relu()).mean((2, 3))
+
+
+def big_bird() -> nn.Module:
+    """Swaps its attention modules when a text is short, as trials are."""
+    config = transformers.BigBirdConfig(
+        **SIZE, vocab_size=64, max_position_embeddings=256, block_size=4, num_random_blocks=1
+    )
+    return transformers.BigBirdModel(config).eval()
+
+
+def ernie() -> nn.Module:
+    """Hooks itself at its first forward, to capture states."""
+    config = transformers.ErnieConfig(**SIZE, vocab_size=64, output_hidden_states=True)
+    return transformers.ErnieModel(config).eval()
+
+
+def run_big_bird(module: nn.Module) -> Tensor:
+    result: Tensor = module(torch.arange(64)[None]).last_hidden_state
+    return result
+
+
+@pytest.mark.parametrize("build", [Counting, big_bird, ernie])
+def test_a_trial_leaves_no_trace(build: Callable[[], nn.Module]) -> None:
+    module = build()
+    held, before = everything(module), trace(module)
+    bits = copy.deepcopy(module.state_dict())
+    if build is Counting:
+        tower: Any = find_vision_tower(module)
+        assert len(tower.blocks) == 4
+    else:
+        find_text_tower(module)
+    assert everything(module) == held and trace(module) == before
+    assert all(torch.equal(value, bits[name]) for name, value in module.state_dict().items())
+
+
+def test_towers_that_change_with_the_length_are_themselves_after_attaching() -> None:
+    module = big_bird()
+    plain = copy.deepcopy(module)
+    attach_bridgers(hf_vision(), module, 2, SMALL).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(run_big_bird(module), run_big_bird(plain))
+
+
+def test_a_captured_state_is_captured_once() -> None:
+    module, words = ernie(), ids(2)
+    expected = len(copy.deepcopy(module)(words).hidden_states)
+    attach_bridgers(hf_vision(), module, 2, SMALL).detach()
+    assert len(module(words).hidden_states) == expected == 4
+
+
+@pytest.mark.parametrize("how", [{"blocks": "in place"}, {"end": "in place"}])
+def test_states_that_are_overwritten_are_refused(how: dict[str, str]) -> None:
+    module = Net(**how).eval()
+    before = trace(module)
+    with pytest.raises(ValueError, match="is changed in place by what runs after it"):
+        attach_bridgers(module, hf_text(), 2, SMALL)
+    assert trace(module) == before
+    attach_bridgers(Net().eval(), hf_text(), 2, SMALL)
+
+
+def test_a_text_tower_that_goes_on_with_shorter_texts_is_not_taken_by_halves() -> None:
+    config = transformers.FunnelConfig(
+        vocab_size=64, block_sizes=[2, 2], d_model=32, n_head=2, d_head=16, d_inner=48
+    )
+    module = transformers.FunnelBaseModel(config)
+    with pytest.raises(ValueError, match=r"(?s)are ambiguous.*blocks\.1\.1"):
+        attach_bridgers(hf_vision(), module, 2, SMALL)
+
+
+@pytest.mark.parametrize("stages", [2, [(1, 1), (3, 2)]])
+def test_maps_keep_their_memory_order(stages: Any) -> None:
+    module = Net().to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    encoder = attach_bridgers(module, hf_text(), stages, SMALL)
+    orders: list[bool] = []
+    for block in module.blocks[1:]:
+        block.register_forward_pre_hook(
+            lambda _, args: orders.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    pixels = images(2, 64).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        fresh = encoder(pixels, ids(2))
+        with encoder.disable():
+            assert same(fresh, encoder(pixels, ids(2)))
+        changed(encoder)(pixels, ids(2))
+    assert orders and all(orders)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_modules_that_cannot_be_stopped_between_blocks_are_refused() -> None:
+    traced = torch.jit.trace(Net().eval(), images(2, 64))
+    with pytest.raises(TypeError, match="pass the module that it was made of"):
+        attach_bridgers(traced, hf_text(), 2, SMALL)
+    with pytest.raises(TypeError, match="pass model._orig_mod"):
+        attach_bridgers(torch.compile(Net()), hf_text(), 2, SMALL)
+
+
+def test_a_whole_that_no_family_knows_is_asked_for_its_half() -> None:
+    vision = {**SIZE, "image_size": 32, "patch_size": 8}
+    config = transformers.BlipConfig(
+        text_config={**SIZE, "vocab_size": 64, "encoder_hidden_size": 32}, vision_config=vision
+    )
+    with pytest.raises(TypeError, match="of a whole model that no family knows, pass its text"):
+        attach_bridgers(hf_vision(), transformers.BlipModel(config), 2, SMALL)
+
+
+def test_the_error_at_a_models_own_size_is_shown() -> None:
+    class Picky(nn.Module):
+        image_size = 80
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Linear(3, 8)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            if pixels.shape[-1] == self.image_size:
+                raise KeyError("the telling one")
+            raise RuntimeError(f"size {pixels.shape[-1]} does not match")
+
+    with pytest.raises(TypeError, match="the telling one"):
+        attach_bridgers(Picky(), hf_text(), 2, SMALL)
