@@ -41,7 +41,7 @@ from bridger.tower_peft import (
     tuned_modules,
 )
 from bridger.tower_tensors import TowerTensors
-from bridger.towers import TextTower, VisionTower
+from bridger.towers import TextTower, Tower, VisionTower
 
 if TYPE_CHECKING:
     from bridger.heads import Head
@@ -84,7 +84,7 @@ class BridgedEncoder(HalfTowers):
         inner = vision.module in set(text.module.modules())
         towers = {"text": text.module} if inner else {"vision": vision.module, "text": text.module}
         self.towers = nn.ModuleDict(towers)
-        find_peft({"vision": self.vision, "text": self.text})  # raises early
+        find_peft(self._sides())  # raises early
         self._tried: frozenset[nn.Module] = frozenset()
         tuned = set(tuned_modules(self.towers))
         self._frozen = [module for module in self.towers.modules() if module not in tuned]
@@ -302,7 +302,7 @@ class BridgedEncoder(HalfTowers):
     def peft_parts(self) -> list[PeftPart]:
         """Return the adapters of peft in the towers; see `bridger.tower_peft.find_peft`."""
         self._owned()  # raises where peft took the place of what the adapter trains
-        parts = find_peft({"vision": self.vision, "text": self.text})
+        parts = find_peft(self._sides())
         if self._attached:
             self._try_peft()
         return parts
@@ -320,11 +320,11 @@ class BridgedEncoder(HalfTowers):
                 self._compiled = compiled
         self._tried = layers
 
-    def _modules_by_side(self) -> dict[str, nn.Module]:
-        return {"vision": self.vision.module, "text": self.text.module}
+    def _sides(self) -> dict[str, Tower]:
+        return {"vision": self.vision, "text": self.text}
 
     def _owned(self) -> dict[str, dict[str, Tensor]]:
-        return self.tower_tensors.by_tower(self._modules_by_side())
+        return self.tower_tensors.by_tower({k: v.module for k, v in self._sides().items()})
 
     def merge_peft(self) -> None:
         """Merge peft's layers into the towers for good, so that these run as fast as before.
