@@ -92,6 +92,8 @@ ROWS: list[VisionRow] = [
     _row("Dinov2WithRegistersModel"),
     _row("DINOv3ViTModel"),
     _row("BlipVisionModel"),
+    _row("Blip2VisionModel"),
+    _row("InstructBlipVisionModel"),
     _row("AltCLIPVisionModel"),
     VisionRow("transformers/AltCLIPModel", whole("AltCLIPModel", **ALT)),
     _row("ChineseCLIPVisionModel"),

@@ -242,7 +242,7 @@ def test_dense_maps_follow_the_models_own_last_state(row: VisionRow) -> None:
 
 
 def _interpolates(name: str) -> bool:
-    return name.startswith(("ViT", "DeiT", "IJepa", "Blip"))
+    return name.startswith(("ViT", "DeiT", "IJepa", "Blip", "InstructBlip"))
 
 
 def _value_path(core: Any, tokens: Tensor) -> Tensor:

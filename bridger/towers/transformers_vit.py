@@ -111,9 +111,9 @@ class Data2VecVision(BeitLike):
 
 @register_tower("vision")
 class BlipVision(PlainVit):
-    """`BlipVisionModel`, whose pooler output is the class token normed twice."""
+    """BLIP's, BLIP-2's and InstructBLIP's, whose pooler output is the class token normed twice."""
 
     family = "BlipVision"
-    classes = ("BlipVisionModel",)
+    classes = ("BlipVisionModel", "Blip2VisionModel", "InstructBlipVisionModel")
     blocks_at = ("encoder.layers",)
     norms_at = ("post_layernorm",)
