@@ -201,3 +201,34 @@ def test_the_error_at_a_models_own_size_is_shown() -> None:
 
     with pytest.raises(TypeError, match="the telling one"):
         attach_bridgers(Picky(), hf_text(), 2, SMALL)
+
+
+class Words(nn.Module):
+    """A text tower of one length, which may take whole masks, or texts without padding, only."""
+
+    def __init__(self, whole_masks: bool = False, no_padding: bool = False) -> None:
+        super().__init__()
+        self.words, self.whole_masks, self.no_padding = (
+            nn.Embedding(64, 32),
+            whole_masks,
+            no_padding,
+        )
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32)) for _ in range(3)))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if input_ids.shape[1] != 16:
+            raise RuntimeError("16 tokens, please")
+        if self.whole_masks and attention_mask is not None and not attention_mask.all():
+            raise RuntimeError("whole masks, please")
+        if self.no_padding and not input_ids.all():
+            raise RuntimeError("no padding, please")
+        result: Tensor = self.blocks(self.words(input_ids))
+        return result
+
+
+@pytest.mark.parametrize("whole_masks", [False, True])
+def test_a_text_tower_of_one_length_is_called_as_it_takes_padding(whole_masks: bool) -> None:
+    encoder = attach_bridgers(hf_vision(), Words(whole_masks), 2, SMALL)
+    assert encoder(images(2), ids(2)).tokens.shape[1] == 16
+    with pytest.raises(ValueError, match="and none with padding .*no padding, please"):
+        attach_bridgers(hf_vision(), Words(whole_masks, no_padding=True), 2, SMALL)

@@ -94,11 +94,11 @@ def _padding(
     module: nn.Module, trial: Trial, block: Firing, layout: str, pad_id: int, limit: int
 ) -> tuple[Way, bool]:
     """Return how to pass masks, and whether texts must be padded to one length all the same."""
-    if not trial.free:
-        return trial.ways[0], True
     ids, real = trial.input_ids.clone(), torch.ones_like(trial.input_ids, dtype=torch.bool)
     real[-1, -3:] = False
     ids[-1, -3:] = pad_id
+    if not trial.free:
+        return _way_with_padding(module, trial, ids, real), True
     for way in trial.ways:
         try:
             padded, alone = (
@@ -115,6 +115,22 @@ def _padding(
             "padded to one length: `max_length` decides (or give its forward an `attention_mask`)"
         )
     return trial.ways[-1], True
+
+
+def _way_with_padding(module: nn.Module, trial: Trial, ids: Tensor, real: Tensor) -> Way:
+    errors = []
+    for way in trial.ways:
+        try:
+            watch(module, functools.partial(call_text, module, ids, real, way, {}))
+        except Exception as error:  # whatever an unknown module raises
+            errors.append(f"{type(error).__name__}: {str(error)[:100]}")
+            continue
+        return way
+    raise ValueError(
+        f"{type(module).__name__} takes texts of {trial.length} tokens only, and none with padding "
+        f"({errors[0]}), so shorter texts cannot be passed: put it into a module whose forward "
+        "pads or leaves out the mask"
+    )
 
 
 def _refuse_generators(module: Any) -> None:
