@@ -128,8 +128,8 @@ def _way_with_padding(module: nn.Module, trial: Trial, ids: Tensor, real: Tensor
         return way
     raise ValueError(
         f"{type(module).__name__} takes texts of {trial.length} tokens only, and none with padding "
-        f"({errors[0]}), so shorter texts cannot be passed: put it into a module whose forward "
-        "pads or leaves out the mask"
+        f"({'; '.join(dict.fromkeys(errors))}), so shorter texts cannot be passed: "
+        "put it into a module whose forward pads or leaves out the mask"
     )
 
 
