@@ -404,7 +404,7 @@ def test_a_chain_that_leaves_out_the_towers_end_is_ambiguous(late: Any) -> None:
     module = fill(Broken(*late()))
     with pytest.raises(ValueError, match="ambiguous; the argument `blocks`") as raised:
         find_vision_tower(module)
-    whole, early = str(raised.value).splitlines()[1:]
+    whole, early, *_ = str(raised.value).splitlines()[1:]
     assert "'late" in whole and "(3, 16, 16, 24)" in whole
     assert "blocks='early': 3 x Square, states (3, 16, 16, 24)" in early
     names = whole[whole.index("[") + 1 : whole.index("]")].replace("'", "").split(", ")

@@ -90,9 +90,10 @@ def big_bird() -> nn.Module:
     return transformers.BigBirdModel(config).eval()
 
 
-def ernie() -> nn.Module:
+def ernie(**options: int) -> nn.Module:
     """Hooks itself at its first forward, to capture states."""
-    config = transformers.ErnieConfig(**SIZE, vocab_size=64, output_hidden_states=True)
+    size = {**SIZE, **options}
+    config = transformers.ErnieConfig(**size, vocab_size=64, output_hidden_states=True)
     return transformers.ErnieModel(config).eval()
 
 
@@ -147,6 +148,11 @@ def test_a_text_tower_that_goes_on_with_shorter_texts_is_not_taken_by_halves() -
     module = transformers.FunnelBaseModel(config)
     with pytest.raises(ValueError, match=r"(?s)are ambiguous.*blocks\.1\.1"):
         attach_bridgers(hf_vision(), module, 2, SMALL)
+
+
+def test_two_blocks_are_a_tower() -> None:
+    blocks = find_text_tower(ernie(num_hidden_layers=2)).blocks
+    assert [block.name for block in blocks] == ["encoder.layer.0", "encoder.layer.1"]
 
 
 @pytest.mark.parametrize("stages", [2, [(1, 1), (3, 2)]])

@@ -74,12 +74,8 @@ def find_blocks(
     if blocks is not None:
         return kept_whole(module, _named(module, trace, fits, blocks))
     chains = list(_chains(module, trace, fits))
-    # A stem and all the rest make two links, so pairs count only where there is nothing better.
-    chains = (
-        [chain for chain in chains if len(chain.links) > 2]
-        or [chain for chain in chains if chain.alike]
-        or chains
-    )
+    # A stem and all the rest make two links, so such pairs count only where there is nothing else.
+    chains = [chain for chain in chains if len(chain.links) > 2 or chain.alike] or chains
     if not chains:
         raise UnreadableTowerError(_nothing_found(module, trace, fits))
     best = _innermost(max(chains, key=lambda chain: chain.parameters), chains)
