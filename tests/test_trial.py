@@ -12,7 +12,7 @@ from helpers_conformance import SMALL, changed, same, trace
 from helpers_towers import hf_text, hf_vision, ids, images
 from torch import Tensor, nn
 
-from bridger import attach_bridgers
+from bridger import attach_bridgers, generic_text
 from bridger.towers import find_text_tower, find_vision_tower
 
 transformers: Any = pytest.importorskip("transformers")
@@ -230,6 +230,17 @@ class Words(nn.Module):
             raise RuntimeError("no padding, please")
         result: Tensor = self.blocks(self.words(input_ids))
         return result
+
+
+def test_a_text_tower_that_pads_by_itself_takes_a_length_that_it_leaves() -> None:
+    config = transformers.LongformerConfig(
+        **SIZE, vocab_size=64, max_position_embeddings=40, attention_window=8
+    )
+    module = transformers.LongformerModel(config).eval()
+    with pytest.raises(TypeError, match="had 7 tokens. If the encoder pads texts by itself, `max"):
+        attach_bridgers(hf_vision(), module, 2, SMALL)
+    encoder = attach_bridgers(hf_vision(), generic_text(module, max_length=16), 2, SMALL)
+    assert len(encoder.text.blocks) == 3 and encoder(images(2), ids(2)).tokens.shape[1] == 16
 
 
 @pytest.mark.parametrize("whole_masks", [False, True])

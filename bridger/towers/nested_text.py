@@ -66,7 +66,8 @@ class NestedTextTower(TextTower):
     def refusal(self, found: str) -> Exception:
         """Return what is raised where the tower inside is no text model of transformers."""
         return ValueError(
-            f"{self.label()} was expected to hold a text model of transformers, found {found}"
+            f"{self.label()} holds a text model of no known family ({found}), so what it projects "
+            "cannot be told: pass that text model itself, as an unknown tower"
         )
 
     @abstractmethod

@@ -48,8 +48,8 @@ class NestedVisionTower(VisionTower):
         self.module, self.inner = module, find_vision_tower(encoder)
         if self.inner.pooled_width is None:
             raise ValueError(
-                f"{self.label()} projects the pooled feature of its {self.inner.label()}, "
-                "which must therefore pool by itself"
+                f"{self.label()} reads the pooled feature of its {self.inner.label()}, which "
+                f"does not pool by itself: pass that {type(encoder).__name__} itself"
             )
         names = {id(child): name for name, child in module.named_modules()}
         self._path = names[id(self.inner.module)]

@@ -219,14 +219,22 @@ class Trial(NamedTuple):
         return layout
 
 
-def try_lengths(module: nn.Module, pad_id: int, max_length: int | None) -> Trial:
+def try_lengths(
+    module: nn.Module, pad_id: int, max_length: int | None, *, free: bool = True
+) -> Trial:
     """Run a module on texts of several lengths, short ones first, until one passes.
+
+    Args:
+        module: the text encoder.
+        pad_id: the id of padding, which trial texts do not hold.
+        max_length: the one length to try, where it takes no other.
+        free: first see whether it takes any length.
 
     Raises:
         UnreadableTowerError: none passed; the message holds what the module raised.
     """
     errors: list[str] = []
-    for length in _lengths(module, max_length):
+    for length in _lengths(module, max_length, free):
         ids = trial_ids(module, length, pad_id)
         real = torch.ones_like(ids, dtype=torch.bool)
         ways, first = [], None
@@ -247,8 +255,8 @@ def try_lengths(module: nn.Module, pad_id: int, max_length: int | None) -> Trial
     )
 
 
-def _lengths(module: nn.Module, max_length: int | None) -> Iterator[int]:
-    if max_length is None or max_length > LENGTH:
+def _lengths(module: nn.Module, max_length: int | None, free: bool) -> Iterator[int]:
+    if free and (max_length is None or max_length > LENGTH):
         yield LENGTH
     hints = [
         hint

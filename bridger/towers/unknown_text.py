@@ -69,8 +69,7 @@ def generic_text(
     inner = unwrap(module)
     _refuse_generators(inner)
     pad = pad_id_of(inner) if pad_id is None else pad_id
-    trial = try_lengths(inner, pad, max_length)
-    found = find_blocks(inner, trial.trace, trial.could_be_state, blocks)
+    trial, found = _tried(inner, pad, max_length, blocks)
     read = trial.layout(found)
     if layout not in (None, read):
         raise ValueError(f"layout={layout!r} does not fit: states are {found[0].shape}, {read!r}")
@@ -88,6 +87,27 @@ def generic_text(
     tower.max_length, tower.vocab_size, tower.fixed_length = limit, vocab_size, padded
     tower.read_widths(trial)
     return tower
+
+
+def _tried(
+    module: nn.Module, pad_id: int, max_length: int | None, blocks: str | Sequence[str] | None
+) -> tuple[Trial, tuple[Firing, ...]]:
+    """Return a trial in which blocks were found, and these."""
+    trial = try_lengths(module, pad_id, max_length)
+    try:
+        return trial, find_blocks(module, trial.trace, trial.could_be_state, blocks)
+    except (UnreadableTowerError, ValueError) as error:
+        states = [f.state for f in trial.trace.firings if f.state is not None]
+        understood = any(map(trial.could_be_state, states))
+        if not trial.free or (max_length is None and understood):
+            raise
+        if max_length is None:
+            raise type(error)(
+                f"{error}\nThe trial had {trial.length} tokens. If the encoder pads texts by "
+                "itself, `max_length` decides: a number of tokens that it leaves as they are"
+            ) from error
+    trial = try_lengths(module, pad_id, max_length, free=False)
+    return trial, find_blocks(module, trial.trace, trial.could_be_state, blocks)
 
 
 def _padding(
