@@ -155,6 +155,13 @@ def test_two_blocks_are_a_tower() -> None:
     assert [block.name for block in blocks] == ["encoder.layer.0", "encoder.layer.1"]
 
 
+def test_two_containers_are_none_where_there_are_blocks() -> None:
+    from torchvision.models import squeezenet1_1
+
+    tower = find_vision_tower(squeezenet1_1())  # features and classifier
+    assert [block.name for block in tower.blocks][-2:] == ["features.11", "features.12"]
+
+
 @pytest.mark.parametrize("stages", [2, [(1, 1), (3, 2)]])
 def test_maps_keep_their_memory_order(stages: Any) -> None:
     module = Net().to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -41,6 +41,11 @@ class Chain:
         """Whether its modules are of one class."""
         return len({type(link.module) for link in self.links}) == 1
 
+    @property
+    def named(self) -> bool:
+        """Whether its modules have a class of their own."""
+        return type(self.links[0].module) is not nn.Sequential
+
     def holds(self, other: Chain) -> bool:
         """Whether the other chain lies inside one of this chain's modules."""
         return any(other.links[0].name.startswith(f"{link.name}.") for link in self.links)
@@ -74,8 +79,13 @@ def find_blocks(
     if blocks is not None:
         return kept_whole(module, _named(module, trace, fits, blocks))
     chains = list(_chains(module, trace, fits))
-    # A stem and all the rest make two links, so such pairs count only where there is nothing else.
-    chains = [chain for chain in chains if len(chain.links) > 2 or chain.alike] or chains
+    # A stem and all the rest make two links, so pairs count only where there is nothing better,
+    # or where their class says that they do the same; a container's says nothing.
+    chains = (
+        [chain for chain in chains if len(chain.links) > 2 or (chain.alike and chain.named)]
+        or [chain for chain in chains if chain.alike]
+        or chains
+    )
     if not chains:
         raise UnreadableTowerError(_nothing_found(module, trace, fits))
     best = _innermost(max(chains, key=lambda chain: chain.parameters), chains)
