@@ -47,6 +47,11 @@ def vit_classifier() -> nn.Module:
     return transformers.ViTForImageClassification(config)
 
 
+def convnext_classifier() -> nn.Module:
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 2, 1])
+    return transformers.ConvNextForImageClassification(config)
+
+
 def bert_classifier() -> nn.Module:
     config = transformers.BertConfig(**SIZE, vocab_size=64)
     return transformers.BertForTokenClassification(config)
@@ -94,13 +99,22 @@ WHOLES: dict[str, tuple[Callable[[], nn.Module], Side | None, Side | None, Calla
         siglip,
         SELF,
         SELF,
-        lambda: peft.IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"]),
+        lambda: peft.IA3Config(
+            target_modules=r".*\.(k_proj|fc2)",
+            feedforward_modules=r"(vision|text)_model.*fc2",
+        ),
     ),
     "norms of SigLIP": (
         siglip,
         SELF,
         SELF,
         lambda: peft.LNTuningConfig(target_modules=["layer_norm1"]),
+    ),
+    "attention of open_clip as a whole": (
+        open_clip_vit,
+        SELF,
+        None,
+        lambda: lora(r"visual.*\.attn"),
     ),
     "T5's encoder": (t5, None, SELF, lambda: lora(["q", "v"])),
     "a classifier's encoder": (
@@ -149,6 +163,27 @@ def test_such_an_adapter_also_loads_into_the_encoders_alone(tmp_path: Path) -> N
     assert comes_back(model, tmp_path, plain.vision_model, plain.text_model)
 
 
+def test_tensors_come_back_to_the_half_that_they_were_in(tmp_path: Path) -> None:
+    # The halves of SigLIP have layers of the same names and shapes.
+    whole = siglip()
+    peft.get_peft_model(whole.vision_model, lora(["k_proj"]))
+    outer = peft.get_peft_model(whole, lora(r"text_model.*k_proj"))
+    model = BridgedModel(attach_bridgers(outer, outer, 2, SMALL), {})
+    assert comes_back(model, tmp_path / "a", siglip(), siglip())
+    wrapped = peft.get_peft_model(siglip(), lora(["k_proj"]))
+    wrapped.add_adapter("idle", lora(r"text_model.*(q_proj|fc1|fc2|v_proj|out_proj)"))
+    model = BridgedModel(attach_bridgers(wrapped, wrapped, 2, SMALL), {})
+    assert comes_back(model, tmp_path / "b", siglip(), siglip())
+
+
+def test_one_name_in_an_encoder_and_around_it_is_refused() -> None:
+    whole = siglip()
+    peft.get_peft_model(whole.vision_model, lora(["k_proj"]))
+    outer = peft.get_peft_model(whole, lora(["q_proj"]))
+    with pytest.raises(ValueError, match="SiglipVisionModel was wrapped twice"):
+        attach_bridgers(outer, outer, 2, SMALL)
+
+
 def test_a_copy_of_the_model_has_its_own(tmp_path: Path) -> None:
     wrapped = peft.get_peft_model(siglip(), lora(["k_proj"]))
     model = BridgedModel(attach_bridgers(wrapped, wrapped, 2, SMALL), {}).eval()
@@ -175,6 +210,23 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
         lambda: peft.VeraConfig(target_modules=r"vision_model.*k_proj", r=4),
         "VERA.*share numbers.*that encoder itself",
     ),
+    "whole layers whose names others end with": (
+        convnext_classifier,
+        lambda: lora(r".*pwconv1", modules_to_save=["convnext.layernorm"]),
+        r"modules_to_save=\['layernorm'\] would mean other layers",
+    ),
+    "whole layers alone": (
+        siglip,
+        lambda: lora(r"text_model.*k_proj", modules_to_save=["post_layernorm"]),
+        r"only copies of whole layers.*trainable=",
+    ),
+    "values by patterns of another kind": (
+        siglip,
+        lambda: peft.FourierFTConfig(
+            target_modules=r"vision_model.*k_proj", n_frequency=5, n_frequency_pattern={"k_proj": 9}
+        ),
+        "n_frequency_pattern cannot be read",
+    ),
     "an option that names parts of the whole": (
         bert_classifier,
         lambda: lora(["query"], trainable_token_indices={"word_embeddings": [1]}),
@@ -189,5 +241,7 @@ def test_what_could_not_be_saved_is_refused(name: str) -> None:
     wrapped = peft.get_peft_model(build(), config())
     is_text = name == "an option that names parts of the whole"
     pair = (hf_vision(), wrapped) if is_text else (wrapped, hf_text())
+    if name == "whole layers alone":
+        pair = (wrapped, wrapped)
     with pytest.raises(ValueError, match=said):
         attach_bridgers(*pair, 2, SMALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +31,30 @@ def everything(module: nn.Module) -> list[Any]:
     held = []
     for below in module.modules():
         for name, value in vars(below).items():
-            inside = list(value) if isinstance(value, (dict, list, set)) else id(value)
+            inside: Any = id(value)
+            if isinstance(value, dict):
+                inside = [(str(key), id(item)) for key, item in value.items()]
+            elif isinstance(value, (list, set)):
+                inside = [id(item) for item in value]
             held.append((name, inside))
     return held
+
+
+class Frozen(dict[str, int]):
+    """A dict that nobody may write to, nor copy."""
+
+    def __setitem__(self, *item: Any) -> None:
+        raise TypeError("frozen")
+
+    def __copy__(self) -> Any:
+        raise TypeError("no copies")
+
+
+class Fields(OrderedDict[str, int]):
+    """What takes items, and no updates."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError("no updates")
 
 
 class Counting(nn.Module):
@@ -41,6 +63,9 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("unseen", torch.zeros(3))
+        self.register_buffer("spread", torch.zeros(1).expand(4))
+        self.frozen, self.fields = Frozen(a=1), Fields(a=1)
         self.seen: list[Any] = []
         self.known = {"sizes": 0}
         self.stem = nn.Conv2d(3, 16, 8, 8)
@@ -48,6 +73,9 @@ class Counting(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.calls += 1
+        self.unseen.data.add_(1)  # which torch does not count
+        self.spread[:1].add_(1)
+        self.fields["b"] = 2
         self.seen.append(pixels.shape)
         self.known["sizes"] += 1
         self.blocks[1] = copy.deepcopy(self.blocks[1])

@@ -70,6 +70,8 @@ def _picture(args: argparse.Namespace) -> dict[str, Any]:
     from bridger.data.scenes import make_scene
 
     check_picture(args.place)
+    if args.place.exists():
+        raise FileExistsError(f"{args.place} exists: choose another name")
     scene = make_scene("val", args.seed, size=args.size)
     args.place.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(scene.image).save(args.place)
@@ -79,7 +81,7 @@ def _picture(args: argparse.Namespace) -> dict[str, Any]:
     say(f"wrote {args.place}. Each line means one object:")
     say(*(f"  {scene.objects[i].kind.name}: {', '.join(s)}" for i, s in sorted(said.items())))
     longest = max((e.sentence for e in scene.expressions), key=len)
-    say(f"try: bridger predict {args.place} {shlex.quote(longest)} --overlay seen.png")
+    say(f"try: bridger predict {shlex.join([str(args.place), longest])} --overlay seen.png")
     objects = [{"name": scene.objects[i].kind.name, "sentences": s} for i, s in said.items()]
     return {"picture": str(args.place), "objects": objects, "seed": args.seed, "size": args.size}
 

@@ -96,12 +96,10 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
         recipe = Recipe.load(name)
     else:
         recipe = Recipe.preset(name)
-    for option in ("steps", "seed"):
-        if getattr(args, option) is not None:
-            recipe = recipe.replace(**{option: getattr(args, option)})
     for text in args.changes:
         recipe = _changed(recipe, *_parse_change(text))
-    return recipe
+    given = {option: getattr(args, option) for option in ("steps", "seed")}
+    return recipe.replace(**{name: value for name, value in given.items() if value is not None})
 
 
 def _changed(recipe: Recipe, name: str, value: Any) -> Recipe:

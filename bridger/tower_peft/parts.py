@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridger.tower_peft.names import TOWERS_OWN, without_peft
+from bridger.tower_peft.names import TOWERS_OWN, own_modules, without_peft
 from bridger.tower_peft.narrow import narrow
 from bridger.towers.base import Tower, has_prompts, is_a, is_layer, unwrap
 
@@ -96,6 +96,8 @@ def find_peft(towers: Mapping[str, Tower]) -> list[PeftPart]:
         _refuse_inert(side, tower.module)
     for part in parts:
         _refuse_config(part)
+    # Loading finds the same ones, though not in the same places: it has the towers alone.
+    parts.sort(key=attrgetter("side", "path", "adapter"))
     return parts
 
 
@@ -122,10 +124,11 @@ class _Place:
             return config
         inside = {
             without_peft(name): layer
-            for name, layer in self.module.named_modules()
+            for name, layer in outermost(self.module)
             if layer in layers and adapter in active_adapters(layer)
         }
-        return narrow(config, self.above, inside, adapter)
+        own = [name for name, _, _ in own_modules(self.module)]
+        return narrow(config, self.above, inside, own)
 
     @property
     def above(self) -> str:

@@ -120,6 +120,12 @@ class Tower(ABC):
     name: str | None = None
     recomputable: bool = True
 
+    def __new__(cls, given: nn.Module | None = None, *args: Any, **options: Any) -> Tower:
+        """Remember what the user gave, whatever a family's own `__init__` does."""
+        tower = super().__new__(cls)
+        tower.given = given
+        return tower
+
     @classmethod
     def label(cls) -> str:
         """Return the family's full name, for messages."""

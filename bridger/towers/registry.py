@@ -181,9 +181,7 @@ def _find(side: str, module: nn.Module | Tower) -> Tower:
 
 def _read(family: type[Tower], side: str, module: nn.Module) -> Tower:
     try:
-        tower = family(module)
-        tower.given = module
-        return tower
+        return family(module)
     except AttributeError as error:
         if not any(map(is_layer, module.modules())):
             raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,44 +108,75 @@ def _quiet(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         for kept in before:
-            kept.put_back()
+            kept.put_attributes_back()
+        for kept in before:
+            kept.put_contents_back()
 
 
 class _Kept:
-    """What one module held: attributes, what is in those that are containers, its buffers."""
+    """What one module held: attributes, what is in those that are containers, its buffers.
+
+    Containers are read and written by their base classes: a subclass may refuse, or do more.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.attributes = module, dict(vars(module))
         held = self.attributes.values()
-        self.contents = [(v, copy.copy(v)) for v in held if isinstance(v, (dict, list, set))]
+        self.contents = [(v, _inside(v)) for v in held if isinstance(v, (dict, list, set))]
         buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
         self.buffers = [(buffer, buffer.clone(), version_of(buffer)) for buffer in buffers]
 
-    def put_back(self) -> None:
-        """Give the module all of it back."""
+    def put_attributes_back(self) -> None:
+        """Give the module the same attributes again, its mode among them."""
         now = vars(self.module)
         for name in now.keys() - self.attributes.keys():
             del now[name]
         now.update(self.attributes)
+
+    def put_contents_back(self) -> None:
+        """Give containers what they held, and buffers their numbers, where these differ."""
         for container, then in self.contents:
-            if _held_in(container) == _held_in(then):
-                continue  # others may be running the module
-            container.clear()
-            if isinstance(container, list):
-                container.extend(then)
-            else:
-                container.update(then)
+            now = _inside(container)
+            if [*map(id, _flat(now))] != [*map(id, _flat(then))]:  # others may be running it
+                _fill(container, then)
         for buffer, numbers, version in self.buffers:
-            if version_of(buffer) != version:
-                with torch.no_grad():
-                    buffer.copy_(numbers)
+            if version_of(buffer) != version or not _same_numbers(buffer, numbers):
+                _write(buffer, numbers)
 
 
-def _held_in(container: Any) -> Any:
-    """Return what a container holds, to compare by identity."""
+def _inside(container: Any) -> Any:
     if isinstance(container, dict):
-        return [(key, id(value)) for key, value in container.items()]
-    return [id(value) for value in container]
+        return dict(dict.items(container))
+    return list(container) if isinstance(container, list) else set(container)
+
+
+def _flat(content: Any) -> Iterator[Any]:
+    return (x for item in content.items() for x in item) if isinstance(content, dict) else content
+
+
+def _fill(container: Any, content: Any) -> None:
+    kind: Any = next(k for k in (OrderedDict, dict, list, set) if isinstance(container, k))
+    kind.clear(container)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            kind.__setitem__(container, key, value)
+    elif kind is list:
+        list.extend(container, content)
+    else:
+        set.update(container, content)
+
+
+def _write(buffer: Tensor, numbers: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            buffer.copy_(numbers)
+    except RuntimeError:  # resized, or one number in many places
+        buffer.data = numbers
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    dense = one.layout is torch.strided and not one.is_quantized
+    return not dense or torch.equal(one, other)  # the others count their versions
 
 
 def version_of(tensor: Tensor) -> int:

@@ -106,7 +106,11 @@ def _tried(
                 f"{error}\nThe trial had {trial.length} tokens. If the encoder pads texts by "
                 "itself, `max_length` decides: a number of tokens that it leaves as they are"
             ) from error
-    trial = try_lengths(module, pad_id, max_length, free=False)
+        first = error
+    try:
+        trial = try_lengths(module, pad_id, max_length, free=False)
+    except UnreadableTowerError:
+        raise first from None
     return trial, find_blocks(module, trial.trace, trial.could_be_state, blocks)
 
 
