@@ -81,6 +81,18 @@ def test_norms_before_branches_equal_their_equations(mask: Tensor) -> None:
     assert_close([found], [wanted])
 
 
+def test_with_norms_before_branches_zooming_out_reads_normed_states_and_the_carry_is_not() -> None:
+    config = BridgerConfig.preset("paper", **SMALL, pre_norm=True)
+    bridger = make_stack(config, [6], [16]).stages[0]
+    w, (v, t) = bridger.state_dict(), (torch.randn(2, 6, 2, 3), torch.randn(2, TOKENS, TEXT))
+    found_v, found_t, carry = bridger(v, t, FULL, None, (32, 48))
+    vision_in = bridger.vision_in(v, (2, 3)).flatten(2).mT
+    assert_close([tuple(carry)], [bridger.interactor(vision_in, bridger.text_in(t), FULL)])
+    normed = norm(w, "vision_out_norm.", carry.vision).mT.unflatten(2, (2, 3))
+    text = norm(w, "text_out_norm.", carry.text) @ w["text_out.weight"].T + w["text_out.bias"]
+    assert_close([(found_v, found_t)], [(bridger.vision_out(normed, (2, 3)), text)])
+
+
 @pytest.mark.parametrize("mask", [FULL, RAGGED], ids=["full", "ragged"])
 def test_etris_resnet_equals_the_released_code_and_ignores_the_mask(mask: Tensor) -> None:
     config = BridgerConfig.preset("etris_resnet", hidden_dim=8, ffn_dim=20)

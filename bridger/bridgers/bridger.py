@@ -46,6 +46,8 @@ class Bridger(nn.Module):
 
     - `carry="input"` carries the interactor's input in place of its output, and `carry_norm`
       puts LayerNorms, `vision_norm` and `text_norm`, after the sums: both as released;
+    - `pre_norm`: zooming out reads ZL_out(LN(v_i)) and Linear(LN(t_i)), as in pre-norm
+      Transformers; what is carried is not normed;
     - `mask_padding`: padded tokens are never read and get a residual of zero.
 
     Args:
@@ -77,6 +79,8 @@ class Bridger(nn.Module):
         self.vision_norm = nn.LayerNorm(dim) if has_norms else nn.Identity()
         self.text_norm = nn.LayerNorm(dim) if has_norms else nn.Identity()
         self.interactor = make_interactor(config)
+        self.vision_out_norm = nn.LayerNorm(dim) if config.pre_norm else nn.Identity()
+        self.text_out_norm = nn.LayerNorm(dim) if config.pre_norm else nn.Identity()
         self.text_out = nn.Linear(dim, text_width)
         if config.init == "released":
             self.apply(_initialise_as_released)
@@ -126,6 +130,7 @@ class Bridger(nn.Module):
         new_carry = Carry(v_in, t_in) if self.config.carry == "input" else Carry(v, t)
 
         # Zoom out.
+        v, t = self.vision_out_norm(v), self.text_out_norm(t)
         v = self.vision_out(
             rearrange(v, "b (h w) d -> b d h w", h=size[0]), (vision.shape[-2], vision.shape[-1])
         )

@@ -30,9 +30,10 @@ class BridgerConfig(Config):
             (the paper) or the interactor's input (the released code). "attention" only.
         ffn_dim: inner width of the feed-forward net; None is twice `hidden_dim`. "attention" only.
         dropout: probability, on attention weights and on every branch. "attention" only.
-        pre_norm: LayerNorms stand before attention and feed-forward net, and sums are not normed,
-            in place of after every sum as in the paper. "attention" only. At a high learning rate
-            the paper's order lets Bridgers shrink to a constant (docs/results.md).
+        pre_norm: LayerNorms stand before attention, feed-forward net ("attention" only) and
+            zooming out, and sums are not normed, in place of after every sum as in the paper. At
+            a high learning rate the paper's order lets Bridgers shrink to a constant
+            (docs/results.md).
         carry: what a stage adds to its input from the stage before: that interactor's output
             (the paper), its input (the released code), or nothing.
         carry_norm: a LayerNorm per modality after that sum.
