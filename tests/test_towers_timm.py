@@ -568,7 +568,7 @@ def test_a_pool_in_open_clips_wrapper_is_refused() -> None:
         find_vision_tower(model)
     model.head = nn.Sequential()
     model.trunk.reset_classifier(0, global_pool="")
-    with pytest.raises(ValueError, match="open_clip TimmModel reads the pooled feature .*itself: pass that ResNet"):
+    with pytest.raises(ValueError, match="reads the pooled feature .*itself: pass that ResNet"):
         find_vision_tower(model)
 
 
