@@ -19,6 +19,13 @@ CONTEXT = 12
 """Rows of every tiny text tower's position table."""
 
 JOINT = 24
+SMALL_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+"""Sizes by the names that most configs of transformers have for them."""
 """Width of the space that every tiny pair shares."""
 
 

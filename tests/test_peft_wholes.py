@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_conformance import SMALL, same
-from helpers_towers import hf_text, hf_vision, ids, images, open_clip_vit
+from helpers_towers import SMALL_BERT, hf_text, hf_vision, ids, images, open_clip_vit
 from test_peft import comes_back
 from torch import nn
 
@@ -19,17 +19,10 @@ from bridger import BridgedModel, attach_bridgers
 peft: Any = pytest.importorskip("peft")
 transformers: Any = pytest.importorskip("transformers")
 
-SIZE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-}
-
 
 def siglip() -> nn.Module:
-    text = {**SIZE, "vocab_size": 64, "max_position_embeddings": 16, "projection_size": 32}
-    vision = {**SIZE, "image_size": 32, "patch_size": 8}
+    text = {**SMALL_BERT, "vocab_size": 64, "max_position_embeddings": 16, "projection_size": 32}
+    vision = {**SMALL_BERT, "image_size": 32, "patch_size": 8}
     torch.manual_seed(0)
     config = transformers.SiglipConfig(text_config=text, vision_config=vision)
     return transformers.SiglipModel(config)
@@ -43,7 +36,7 @@ def t5() -> nn.Module:
 
 def vit_classifier() -> nn.Module:
     torch.manual_seed(0)
-    config = transformers.ViTConfig(**SIZE, image_size=32, patch_size=8)
+    config = transformers.ViTConfig(**SMALL_BERT, image_size=32, patch_size=8)
     return transformers.ViTForImageClassification(config)
 
 
@@ -53,7 +46,7 @@ def convnext_classifier() -> nn.Module:
 
 
 def bert_classifier() -> nn.Module:
-    config = transformers.BertConfig(**SIZE, vocab_size=64)
+    config = transformers.BertConfig(**SMALL_BERT, vocab_size=64)
     return transformers.BertForTokenClassification(config)
 
 

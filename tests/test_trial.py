@@ -10,20 +10,13 @@ from typing import Any
 import pytest
 import torch
 from helpers_conformance import SMALL, changed, same, trace
-from helpers_towers import hf_text, hf_vision, ids, images
+from helpers_towers import SMALL_BERT, hf_text, hf_vision, ids, images
 from torch import Tensor, nn
 
 from bridger import attach_bridgers, generic_text
 from bridger.towers import find_text_tower, find_vision_tower
 
 transformers: Any = pytest.importorskip("transformers")
-
-SIZE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-}
 
 
 def everything(module: nn.Module) -> list[Any]:
@@ -113,14 +106,14 @@ class Net(nn.Module):
 def big_bird() -> nn.Module:
     """Swaps its attention modules when a text is short, as trials are."""
     config = transformers.BigBirdConfig(
-        **SIZE, vocab_size=64, max_position_embeddings=256, block_size=4, num_random_blocks=1
+        **SMALL_BERT, vocab_size=64, max_position_embeddings=256, block_size=4, num_random_blocks=1
     )
     return transformers.BigBirdModel(config).eval()
 
 
 def ernie(**options: int) -> nn.Module:
     """Hooks itself at its first forward, to capture states."""
-    size = {**SIZE, **options}
+    size = {**SMALL_BERT, **options}
     config = transformers.ErnieConfig(**size, vocab_size=64, output_hidden_states=True)
     return transformers.ErnieModel(config).eval()
 
@@ -219,9 +212,10 @@ def test_modules_that_cannot_be_stopped_between_blocks_are_refused() -> None:
 
 
 def test_a_whole_that_no_family_knows_is_asked_for_its_half() -> None:
-    vision = {**SIZE, "image_size": 32, "patch_size": 8}
+    vision = {**SMALL_BERT, "image_size": 32, "patch_size": 8}
     config = transformers.BlipConfig(
-        text_config={**SIZE, "vocab_size": 64, "encoder_hidden_size": 32}, vision_config=vision
+        text_config={**SMALL_BERT, "vocab_size": 64, "encoder_hidden_size": 32},
+        vision_config=vision,
     )
     with pytest.raises(TypeError, match="of a whole model that no family knows, pass its text"):
         attach_bridgers(hf_vision(), transformers.BlipModel(config), 2, SMALL)
@@ -269,7 +263,7 @@ class Words(nn.Module):
 
 def test_a_text_tower_that_pads_by_itself_takes_a_length_that_it_leaves() -> None:
     config = transformers.LongformerConfig(
-        **SIZE, vocab_size=64, max_position_embeddings=40, attention_window=8
+        **SMALL_BERT, vocab_size=64, max_position_embeddings=40, attention_window=8
     )
     module = transformers.LongformerModel(config).eval()
     with pytest.raises(TypeError, match="had 7 tokens. If the encoder pads texts by itself, `max"):

@@ -115,7 +115,7 @@ class Tower(ABC):
     library: ClassVar[str]
     family: ClassVar[str]
     module: nn.Module
-    given: nn.Module | None = None
+    given: Any = None
     blocks: tuple[Block, ...]
     name: str | None = None
     recomputable: bool = True

@@ -129,7 +129,6 @@ class _Unknown(VisionTower):
 
     def __init__(self, given: nn.Module) -> None:
         """Hold the module; what it is like is said by `describe_as`."""
-        self._given = given
         self.module = unwrap(given)
         self.joint_width = None
 
@@ -145,7 +144,7 @@ class _Unknown(VisionTower):
         self.layout, self.image_size = read.layout, image_size
         self.block_names = [block.name for block in blocks]
         self.blocks = self._name_blocks(
-            self._given,
+            self.given,
             [block.module for block in blocks],
             [block.shape[channel] for block in blocks],
             read.strides,
