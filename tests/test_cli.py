@@ -372,8 +372,8 @@ def test_a_schedule_shows_every_picture_once_an_epoch(scenes: Path, expressions:
     groups = len(data) if expressions == 1 else len(data.pictures())
     schedule = Schedule(data, 2 * groups, expressions, seed=4)
 
-    def key(items: list[Sample]) -> int:
-        return items[0].ref_id if expressions == 1 else items[0].image_id
+    def key(items: list[Sample]) -> int | str:
+        return items[0].ref_id if expressions == 1 else str(items[0].image_path)
 
     epochs = [[key(schedule[e * groups + i]) for i in range(groups)] for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(set(epochs[0]))

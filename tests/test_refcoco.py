@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bridger.data import RaggedRefCollator, RefCOCO, RefCollator
-from bridger.data.refcoco import decode_mask
+from bridger.data.masks import decode_mask
 from bridger.data.safe_pickle import load_plain
 
 SIZE = 16
@@ -120,7 +120,7 @@ def test_refs_of_a_split(root):
     assert sample.image_path == root / "images" / "train2014" / IMAGES[1][0]
     assert sample.image_path.is_file()
     assert sample.sentences == ("the red dog", "dog", "left dog", "the dog left")
-    assert (sample.ref_id, sample.ann_id, sample.image_id) == (0, 11, 1)
+    assert (sample.ref_id, sample.ann_ids, sample.source) == (0, (11,), "refcoco/unc")
     assert sample.sent_ids == (100, 101, 102, 103)
     assert sample.mask.dtype == np.uint8
     np.testing.assert_array_equal(sample.mask, box_mask(12, 20, *BOXES[11]))

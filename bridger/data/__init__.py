@@ -1,6 +1,16 @@
 """Data sets of referring expressions: RefCOCO's family, and scenes in the same format."""
 
+from bridger.data.base import ReferringDataset, Sample
+from bridger.data.catalog import PUBLISHED, open_split
 from bridger.data.collate import RaggedRefCollator, RefCollator
-from bridger.data.refcoco import RefCOCO, Sample
+from bridger.data.refcoco import RefCOCO
 
-__all__ = ["RaggedRefCollator", "RefCOCO", "RefCollator", "Sample"]
+__all__ = [
+    "PUBLISHED",
+    "RaggedRefCollator",
+    "RefCOCO",
+    "RefCollator",
+    "ReferringDataset",
+    "Sample",
+    "open_split",
+]

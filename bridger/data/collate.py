@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from bridger.data.refcoco import Sample, draw
+from bridger.data.base import Sample, draw
 from bridger.processing import Placement, Processor
 
 CACHE_BYTES = 2 * 2**30
@@ -32,7 +32,7 @@ class _Fitted:
         self.processor = processor
         self.free = cache_bytes
         self._pictures: dict[str, tuple[Tensor, Placement]] = {}
-        self._masks: dict[tuple[str, int], Tensor] = {}
+        self._masks: dict[tuple[Any, ...], Tensor] = {}
 
     def picture(self, sample: Sample) -> tuple[Tensor, Placement]:
         key = str(sample.image_path)
@@ -44,14 +44,13 @@ class _Fitted:
         return found
 
     def mask(self, sample: Sample, placement: Placement) -> Tensor:
-        key = (str(sample.image_path), sample.ann_id)
-        found = self._masks.get(key)
+        found = self._masks.get(sample.key)
         if found is None:
             # Targets come in steps of 1/255, so that bytes hold them exactly.
             soft = self.processor.target(sample.mask, placement)
             found = soft.mul(255).round_().to(torch.uint8)
             if self._has_room(found):
-                self._masks[key] = found
+                self._masks[sample.key] = found
         return found
 
     def _has_room(self, tensor: Tensor) -> bool:
@@ -98,7 +97,7 @@ class _Collator:
 class RefCollator(_Collator):
     """Batches with one expression per image: one of each ref's sentences, another every epoch.
 
-    The draw depends on (seed, epoch, the ref's id) alone: it is that of `RefCOCO.sentence_of`.
+    The draw depends on (seed, epoch, the ref's id) alone, as `ReferringDataset.sentence_of`'s.
     Until `set_epoch` is called, a ref's own visits count as its epochs.
 
     Args:

@@ -4,49 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from torch.utils.data import Dataset
-
+from bridger.data.base import ReferringDataset, Sample
+from bridger.data.masks import Segments
 from bridger.data.safe_pickle import load_plain
 
 LAYOUT = """expected this layout:
   {root}/{dataset}/refs({split_by}).p
   {root}/{dataset}/instances.json
   {root}/images/train2014/*.jpg"""
-_LEAST_POLYGON = 6  # numbers: three corners
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One object that is referred to (a "ref"), and everything said about it.
-
-    Attributes:
-        image_path: file of the picture.
-        sentences: at least one expression.
-        mask: (h, w) uint8, 1 on the object and 0 elsewhere.
-        ref_id: id of the ref.
-        ann_id: id of the object's annotation.
-        image_id: id of the picture.
-        sent_ids: ids of the sentences.
-    """
-
-    image_path: Path
-    sentences: tuple[str, ...]
-    mask: npt.NDArray[np.uint8]
-    ref_id: int
-    ann_id: int
-    image_id: int
-    sent_ids: tuple[int, ...]
-
-
-class RefCOCO(Dataset[Sample]):
+class RefCOCO(ReferringDataset):
     """The refs of one split.
 
     Args:
@@ -69,7 +39,7 @@ class RefCOCO(Dataset[Sample]):
         split_by: str = "unc",
     ) -> None:
         self.root, self.split = Path(root), split
-        self.dataset, self.split_by = dataset, split_by
+        self.name = f"{dataset}/{split_by}"
         self.images_folder = self.root / "images" / "train2014"
         folder = self.root / dataset
         refs_file, instances_file = folder / f"refs({split_by}).p", folder / "instances.json"
@@ -99,84 +69,31 @@ class RefCOCO(Dataset[Sample]):
                     f"release?"
                 )
 
-    def __repr__(self) -> str:
-        return (
-            f"RefCOCO({self.dataset} {self.split} by {self.split_by}: {len(self)} refs, "
-            f"{len(self.expressions())} expressions)"
-        )
-
     def __len__(self) -> int:
         """Return the number of refs."""
         return len(self._refs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return a ref with its mask decoded; the picture itself is not read."""
+        """Return a ref."""
         ref = self._refs[index]
         # The refs' own file names carry the annotation's id as a suffix; the images' do not.
         image = self._images[ref["image_id"]]
-        segmentation = self._annotations[ref["ann_id"]]["segmentation"]
         return Sample(
             image_path=self.images_folder / image["file_name"],
             sentences=tuple(sentence["sent"] for sentence in ref["sentences"]),
-            mask=decode_mask(segmentation, image["height"], image["width"]),
+            outline=Segments((self._annotations[ref["ann_id"]]["segmentation"],)),
             ref_id=ref["ref_id"],
-            ann_id=ref["ann_id"],
-            image_id=ref["image_id"],
+            ann_ids=(ref["ann_id"],),
             sent_ids=tuple(sentence["sent_id"] for sentence in ref["sentences"]),
+            kinds=tuple(sentence.get("kind", "") for sentence in ref["sentences"]),
+            size=(image["height"], image["width"]),
+            source=self.name,
         )
 
-    def sentence_of(self, index: int, epoch: int, seed: int = 0) -> str:
-        """Return the sentence that a ref is trained with in an epoch.
+    def sentence_counts(self) -> list[int]:
+        """Return how many sentences each ref has."""
+        return [len(ref["sentences"]) for ref in self._refs]
 
-        The draw depends on (seed, epoch, the ref's id) alone, so that neither workers, order nor
-        resuming change it.
-        """
-        ref = self._refs[index]
-        sentences = ref["sentences"]
-        sentence: str = sentences[draw(len(sentences), ref["ref_id"], epoch, seed)]["sent"]
-        return sentence
-
-    def expressions(self) -> list[tuple[int, int]]:
-        """Return (index of the ref, index of its sentence) of every expression, for evaluation."""
-        return [(i, j) for i, ref in enumerate(self._refs) for j in range(len(ref["sentences"]))]
-
-    def pictures(self) -> list[list[int]]:
-        """Return the indices of the refs of every picture, in the order of their first ones."""
-        groups: dict[int, list[int]] = {}
-        for index, ref in enumerate(self._refs):
-            groups.setdefault(ref["image_id"], []).append(index)
-        return list(groups.values())
-
-
-def draw(count: int, ref_id: int, epoch: int, seed: int) -> int:
-    """Draw one of `count` sentences; see `RefCOCO.sentence_of`."""
-    # A string is hashed whole (SHA-512), unlike a tuple, whose hash may differ between runs.
-    return random.Random(f"{seed}/{epoch}/{ref_id}").randrange(count)
-
-
-def decode_mask(
-    segmentation: list[list[float]] | Mapping[str, Any], height: int, width: int
-) -> npt.NDArray[np.uint8]:
-    """Decode COCO's polygons, or either kind of run-length encoding, to (height, width) of 0, 1.
-
-    Raises:
-        ValueError: a run-length encoding of another size.
-    """
-    from pycocotools import mask as rle
-
-    if isinstance(segmentation, Mapping):
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(
-                f"a mask is {list(segmentation['size'])} but its picture is {[height, width]} "
-                f"(height, width)"
-            )
-        encoded: Any = dict(segmentation)
-        if isinstance(encoded["counts"], list):
-            encoded = rle.frPyObjects(encoded, height, width)
-    else:
-        # Fewer corners cover nothing, and pycocotools would take four numbers for a box.
-        polygons = [p for p in segmentation if len(p) >= _LEAST_POLYGON]
-        if not polygons:
-            return np.zeros((height, width), dtype=np.uint8)
-        encoded = rle.merge(rle.frPyObjects(polygons, height, width))
-    return np.ascontiguousarray(rle.decode(encoded), dtype=np.uint8)
+    def picture_keys(self) -> list[str]:
+        """Return which picture each ref is of."""
+        return [f"coco/{ref['image_id']}" for ref in self._refs]

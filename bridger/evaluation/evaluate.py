@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from einops import rearrange
 
-from bridger.data import RefCOCO, Sample
+from bridger.data import ReferringDataset, Sample
 from bridger.evaluation.metrics import SegmentationMetrics
 from bridger.model import BridgedModel
 
@@ -16,7 +16,7 @@ Report = Callable[[int, int], None]
 
 def evaluate(
     model: BridgedModel,
-    dataset: RefCOCO,
+    dataset: ReferringDataset,
     threshold: float = 0.35,
     batch_size: int = 32,
     *,
@@ -69,7 +69,7 @@ def evaluate(
 class _Batches:
     """Pictures with as many expressions each, so that nothing is padded."""
 
-    def __init__(self, dataset: RefCOCO, batch_size: int, first_sentence: bool) -> None:
+    def __init__(self, dataset: ReferringDataset, batch_size: int, first_sentence: bool) -> None:
         self.dataset, self.batch_size, self.first = dataset, batch_size, first_sentence
         pairs = [(i, j) for i, j in dataset.expressions() if j == 0 or not first_sentence]
         self.total = len(pairs)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.data import RaggedRefCollator, RefCOCO, RefCollator, Sample
+from bridger.data import RaggedRefCollator, RefCollator, ReferringDataset, Sample
 from bridger.evaluation.evaluate import evaluate
 from bridger.training.pairs import load_towers
 from bridger.training.recipes import Recipe
@@ -22,10 +22,10 @@ RECIPE_FILE, HISTORY_FILE, CHECKPOINTS = "recipe.json", "history.json", "checkpo
 
 def train(
     recipe: Recipe,
-    data: RefCOCO,
+    data: ReferringDataset,
     out: str | os.PathLike[str],
     *,
-    validation: RefCOCO | None = None,
+    validation: ReferringDataset | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> BridgedModel:
@@ -94,9 +94,9 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
 def _make_trainer(
     model: BridgedModel,
     recipe: Recipe,
-    data: RefCOCO,
+    data: ReferringDataset,
     out: Path,
-    validation: RefCOCO | None,
+    validation: ReferringDataset | None,
     quiet: bool,
 ) -> BridgerTrainer:
     if model.processor is None:

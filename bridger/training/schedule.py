@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from bridger.data import RefCOCO, Sample
+from bridger.data import ReferringDataset, Sample
 
 
 class Schedule(Dataset[list[Sample]]):
@@ -26,7 +26,7 @@ class Schedule(Dataset[list[Sample]]):
         seed: of the order and the draws.
     """
 
-    def __init__(self, dataset: RefCOCO, length: int, expressions: int, seed: int) -> None:
+    def __init__(self, dataset: ReferringDataset, length: int, expressions: int, seed: int) -> None:
         self.dataset, self.length = dataset, length
         self.expressions, self.seed = expressions, seed
         single = [[index] for index in range(len(dataset))]
