@@ -382,7 +382,7 @@ def test_a_schedule_shows_every_picture_once_an_epoch(scenes: Path, expressions:
         items = schedule[index]
         assert 1 <= len(items) <= expressions
         assert all(len(sample.sentences) == 1 for sample in items)
-        assert len({sample.image_id for sample in items}) == 1
+        assert len({sample.image_path for sample in items}) == 1
         assert len({(s.ref_id, s.sentences) for s in items}) == len(items)
     # An item depends on its number alone.
     again = Schedule(data, 2 * groups, expressions, seed=4)
