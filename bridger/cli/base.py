@@ -14,7 +14,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bridger.data import ReferringDataset
 
 
 def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
@@ -66,17 +69,33 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) 
         required=required,
         type=Path,
         metavar="DIR",
-        help="folder in RefCOCO's layout (`bridger data scenes DIR` makes one)",
+        help="folder of a published data set, or of your own with DIR/train.jsonl and so on "
+        "(`bridger data check DIR` says what is there)",
     )
     parser.add_argument(
         "--dataset",
-        default="refcoco",
+        nargs="+",
         metavar="NAME",
-        help="folder of the annotations: refcoco, refcoco+ or refcocog (default: refcoco)",
+        help="refcoco, refcoco+, refcocog or refcocog/google; several are mixed (default: the "
+        "only one that is there)",
     )
-    parser.add_argument(
-        "--split-by", default="unc", metavar="WHO", help="unc, umd or google (default: unc)"
-    )
+
+
+def open_data(args: argparse.Namespace, split: str) -> ReferringDataset:
+    """Open a split of what the data options name; several data sets become one.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: an unknown data set or split, or files that do not fit together.
+    """
+    from bridger.data import open_split
+
+    names = args.dataset or [None]
+    if len(names) == 1:
+        return open_split(args.data, split, names[0])
+    from bridger.data.mixed import open_mixed
+
+    return open_mixed(args.data, split, names)
 
 
 def add_towers_option(parser: argparse.ArgumentParser) -> None:

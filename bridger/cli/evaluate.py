@@ -13,6 +13,7 @@ from bridger.cli.base import (
     add_towers_option,
     figures,
     load_model,
+    open_data,
     say,
     share,
     table,
@@ -48,10 +49,9 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Judge, and print a table in percent."""
-    from bridger.data import RefCOCO
     from bridger.evaluation.evaluate import evaluate
 
-    splits = {name: RefCOCO(args.data, name, args.dataset, args.split_by) for name in args.split}
+    splits = {name: open_data(args, name) for name in args.split}
     model = load_model(args.adapter, args.towers)
     started = time.monotonic()
     results = {

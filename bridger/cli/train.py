@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import add_data_options, megabytes, say, whole
+from bridger.cli.base import add_data_options, megabytes, open_data, say, whole
 
 if TYPE_CHECKING:
     from bridger.training import Recipe
@@ -59,14 +59,13 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say what was saved."""
     from bridger.checkpoint import WEIGHTS_FILE
-    from bridger.data import RefCOCO
     from bridger.training.run import has_checkpoint, train
 
     recipe = recipe_from(args)
-    training = RefCOCO(args.data, "train", args.dataset, args.split_by)
+    training = open_data(args, "train")
     validation = None
     if args.validation != "none":
-        validation = RefCOCO(args.data, args.validation, args.dataset, args.split_by)
+        validation = open_data(args, args.validation)
     started = time.monotonic()
     try:
         model = train(recipe, training, args.out, validation=validation, resume=args.resume)
