@@ -328,9 +328,11 @@ class BridgedModel(HalfTowers):
                 words["attention_mask"].unsqueeze(0).to(device),
             )
             chosen = self.heads[name]
-            probabilities = chosen.probabilities(chosen(features).logits)[0]
+            output = chosen(features)
+            probabilities = chosen.probabilities(output.logits)[0]
         restored = self.processor.restore(probabilities.float().cpu(), placement)
-        return Prediction.from_probabilities(restored, threshold)
+        none = None if output.no_target is None else output.no_target[0].sigmoid().cpu().numpy()
+        return Prediction.from_probabilities(restored, threshold, none)
 
     def head_name(self, head: str | None = None) -> str:
         """Return the name of the head that answers: the given one, or the only one.

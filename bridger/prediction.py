@@ -25,6 +25,9 @@ COLOURS = (
 )
 """One after the other for the expressions of a picture."""
 
+NO_TARGET_THRESHOLD = 0.5
+"""An expression with a higher probability of meaning nothing in the picture has no mask."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -35,21 +38,36 @@ class Prediction:
         scores: (N,), the mean probability inside the mask, 0 for an empty one.
         boxes: (N, 4), x0 y0 x1 y1 around the mask in pixels, x1 and y1 exclusive; zeros for an
             empty mask.
-        probabilities: (N, H, W), float32.
+        probabilities: (N, H, W), float32, as they were before masks were emptied.
+        no_target: (N,), the probability that an expression means nothing in the picture; above
+            `NO_TARGET_THRESHOLD` its mask is empty. None from heads that do not score this.
     """
 
     masks: npt.NDArray[np.bool_]
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
     probabilities: npt.NDArray[np.float32]
+    no_target: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def from_probabilities(
-        cls, probabilities: npt.NDArray[np.floating[Any]], threshold: float = 0.35
+        cls,
+        probabilities: npt.NDArray[np.floating[Any]],
+        threshold: float = 0.35,
+        no_target: npt.NDArray[np.floating[Any]] | None = None,
     ) -> Prediction:
-        """Cut probabilities (N, H, W) at a threshold; a pixel must be above it."""
+        """Cut probabilities (N, H, W) at a threshold; a pixel must be above it.
+
+        Args:
+            probabilities: of each pixel to lie in the mask.
+            threshold: 0 to 1.
+            no_target: (N,) probabilities of meaning nothing, where there are any.
+        """
         probabilities = np.asarray(probabilities, dtype=np.float32)
         masks = probabilities > threshold
+        if no_target is not None:
+            no_target = np.asarray(no_target, dtype=np.float32)
+            masks &= (no_target <= NO_TARGET_THRESHOLD)[:, None, None]
         scores = [
             float(values[mask].mean()) if mask.any() else 0.0
             for values, mask in zip(probabilities, masks, strict=True)
@@ -60,6 +78,7 @@ class Prediction:
             np.array(scores, dtype=np.float32),
             np.array(boxes, dtype=np.float32).reshape(-1, 4),
             probabilities,
+            no_target,
         )
 
     def __len__(self) -> int:

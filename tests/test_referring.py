@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bridger.features import EncoderSpec
 from bridger.heads import ReferringSegmentationHead
-from bridger.heads.referring import dice_loss, text_to_pixel_loss
+from bridger.heads.losses import dice_loss, text_to_pixel_loss
 
 SMALL = {"width": 32, "num_heads": 4, "num_layers": 2}
 

@@ -52,10 +52,13 @@ class HeadOutput:
     Attributes:
         logits: (B, N, ...), float32.
         loss: a scalar, or None where no labels were given.
+        no_target: (B, N) logits, float32, of an expression's meaning nothing in the picture; None
+            for heads that do not score this.
     """
 
     logits: Tensor
     loss: Tensor | None = None
+    no_target: Tensor | None = None
 
 
 class Head(nn.Module, ABC):

@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bridger.bridgers.zoom import target_size
 from bridger.config import Config, did_you_mean
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.alignment import GlobalAlignment, HierarchicalAlignment, LastMap
 from bridger.heads.base import Head, HeadOutput
+from bridger.heads.losses import dice_loss, mask_targets, no_target_loss, text_to_pixel_loss
 from bridger.heads.projector import Projector
 from bridger.heads.registry import register_head
 
 GATES = ["product", "residual", "attention"]
 TEXTS = ["tokens", "sentence"]
-ROUNDING = 1e-3  # how far resized labels may leave 0 to 1
 UPSAMPLING = 4  # of the projector: cells of the logits per cell of the fused map, in a row
 
 
@@ -48,6 +47,10 @@ class ReferringConfig(Config):
             it. The paper's 16 suits objects of a hundred pixels; small pictures want less.
         dice_weight: of the Dice loss that is added to the paper's, in which every cell counts alike
             and small objects weigh little; 0: the paper's alone.
+        no_target: score every expression for meaning nothing in the picture, as some of
+            gRefCOCO's do, with a small classifier on the sentence and the mean of the aligned map.
+        no_target_weight: of that score's binary cross-entropy in the loss; 0.1 as in ReLA (Liu et
+            al., CVPR 2023).
         keep_inert: hold the gates' query and key weights, which have no effect, for the sake of
             released checkpoints.
     """
@@ -63,6 +66,8 @@ class ReferringConfig(Config):
     decoder_text: str = "tokens"
     grid_stride: int = 16
     dice_weight: float = 0.0
+    no_target: bool = False
+    no_target_weight: float = 0.1
     keep_inert: bool = False
 
     def __post_init__(self) -> None:
@@ -87,8 +92,10 @@ class ReferringConfig(Config):
                 f"grid_stride must be a multiple of {UPSAMPLING}, since logits are "
                 f"{UPSAMPLING} times as fine, got {self.grid_stride}"
             )
-        if isinstance(self.dice_weight, bool) or not 0 <= self.dice_weight < math.inf:
-            raise ValueError(f"dice_weight must be a number, 0 or more, got {self.dice_weight!r}")
+        for name in ("dice_weight", "no_target_weight"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number, 0 or more, got {value!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         for name, known in (("gate", GATES), ("decoder_text", TEXTS)):
@@ -145,6 +152,16 @@ class ReferringSegmentationHead(Head):
             else None
         )
         self.projector = Projector(spec.sentence_width, config.width)
+        # Last, and only where asked for: other heads draw the same numbers when they are built.
+        self.no_target = (
+            nn.Sequential(
+                nn.Linear(config.width + spec.sentence_width, config.width),
+                nn.ReLU(),
+                nn.Linear(config.width, 1),
+            )
+            if config.no_target
+            else None
+        )
 
     @classmethod
     def presets(cls, spec: EncoderSpec) -> Mapping[str, Mapping[str, Any]]:
@@ -167,28 +184,32 @@ class ReferringSegmentationHead(Head):
 
         Returns:
             Logits (B, N, ceil(4H/s), ceil(4W/s)) in float32, with s the config's grid_stride,
-            and, with labels, the loss.
+            with labels the loss, and with the option `no_target` its logits (B, N).
 
         Raises:
             ValueError: the features are not those of `spec`, or labels have the wrong shape.
         """
         self._check(features)
-        rows = rearrange(
-            self._logits(features).float(), "(b n) h w -> b n h w", n=features.num_expressions
-        )
+        n = features.num_expressions
+        masks, scores = self._logits(features)
+        rows = rearrange(masks.float(), "(b n) h w -> b n h w", n=n)
+        no_target = None if scores is None else rearrange(scores.float(), "(b n) -> b n", n=n)
         if labels is None:
-            return HeadOutput(rows)
+            return HeadOutput(rows, no_target=no_target)
         targets = mask_targets(labels, rows, features.image_size)
         loss = text_to_pixel_loss(rows, targets, expression_mask)
         if self.config.dice_weight:
             loss = loss + self.config.dice_weight * dice_loss(rows, targets, expression_mask)
-        return HeadOutput(rows, loss)
+        if no_target is not None:
+            scored = no_target_loss(no_target, labels, expression_mask)
+            loss = loss + self.config.no_target_weight * scored
+        return HeadOutput(rows, loss, no_target)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probability of each cell to lie in the object, (B, N, h, w)."""
         return logits.sigmoid()
 
-    def _logits(self, features: BridgedFeatures) -> Tensor:
+    def _logits(self, features: BridgedFeatures) -> tuple[Tensor, Tensor | None]:
         # Towers may run in half precision; the head keeps its own.
         dtype = self.projector.sentence.weight.dtype
         maps = [features_i.to(dtype) for features_i in features.maps]
@@ -203,8 +224,11 @@ class ReferringSegmentationHead(Head):
                 text, text_mask = rearrange(sentence, "b c -> b 1 c"), text_mask[:, :1]
             fused = self.global_alignment(fused, text, text_mask)
         size = target_size(features.image_size, stride // UPSAMPLING)
-        logits: Tensor = self.projector(fused, sentence, size)
-        return logits
+        scores = None
+        if self.no_target is not None:
+            pooled = torch.cat([fused.mean(dim=(-2, -1)), sentence], dim=-1)
+            scores = rearrange(self.no_target(pooled), "b 1 -> b")
+        return self.projector(fused, sentence, size), scores
 
     def _check(self, features: BridgedFeatures) -> None:
         spec = self.spec
@@ -219,98 +243,3 @@ class ReferringSegmentationHead(Head):
                 f"this head was built for maps, tokens and a sentence of {expected} channels, but "
                 f"got {found}: build it from the spec of the encoder that made them"
             )
-
-
-def mask_targets(labels: Tensor, logits: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Bring masks to the logits' shape by nearest neighbours, as float32.
-
-    Args:
-        labels: (B, H, W) or (B, N, H, W), bool or from 0 to 1.
-        logits: (B, N, h, w).
-        image_size: the (H, W) that labels must have.
-
-    Returns:
-        The soft targets (B, N, h, w).
-
-    Raises:
-        ValueError: the shape is another one.
-    """
-    expected = (*logits.shape[:2], *image_size)
-    if labels.ndim == 3 and logits.shape[1] == 1:
-        labels = rearrange(labels, "b h w -> b 1 h w")
-    if tuple(labels.shape) != expected:
-        raise ValueError(
-            f"labels must be (B, N, H, W) = {expected}, one mask at the size of the picture per "
-            f"expression (without N where input_ids are (B, L)), got {tuple(labels.shape)}"
-        )
-    targets = labels.to(device=logits.device, dtype=torch.float32)
-    return F.interpolate(targets, logits.shape[-2:], mode="nearest")
-
-
-def text_to_pixel_loss(
-    logits: Tensor, targets: Tensor, expression_mask: Tensor | None = None
-) -> Tensor:
-    """Return the text-to-pixel contrastive loss, a scalar.
-
-    -log sigmoid(z) inside the object and -log(1 - sigmoid(z)) outside, in proportion where the
-    target is soft, averaged over all cells of the real expressions.
-
-    Args:
-        logits: z (B, N, h, w).
-        targets: (B, N, h, w), from 0 to 1.
-        expression_mask: (B, N), false at expressions that do not count; None counts all.
-
-    Raises:
-        ValueError: the mask has another shape, or targets that count are not from 0 to 1.
-            Compiled code does not look at the numbers, which would break its graph.
-    """
-    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    loss = mean_of_expressions(losses.mean(dim=(-2, -1)), expression_mask)
-    if expression_mask is not None:
-        targets = targets.masked_fill(
-            ~expression_mask.to(targets.device, torch.bool)[..., None, None], 0
-        )
-    _check_range(targets)
-    return loss
-
-
-def dice_loss(logits: Tensor, targets: Tensor, expression_mask: Tensor | None = None) -> Tensor:
-    """Return the Dice loss (Milletari et al., V-Net, 2016; 1 added above and below), a scalar.
-
-        1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1)
-
-    with p the probabilities of an expression's cells and y their targets, averaged over the real
-    expressions.
-
-    Args:
-        logits, targets, expression_mask: as in `text_to_pixel_loss`.
-    """
-    probabilities = logits.sigmoid()
-    both = (probabilities * targets).sum(dim=(-2, -1))
-    all_in_all = (probabilities + targets).sum(dim=(-2, -1))
-    return mean_of_expressions(1 - (2 * both + 1) / (all_in_all + 1), expression_mask)
-
-
-def mean_of_expressions(per_expression: Tensor, expression_mask: Tensor | None) -> Tensor:
-    """Return the mean of (B, N) over the real expressions, all of them without a mask (B, N)."""
-    if expression_mask is None:
-        return per_expression.mean()
-    if expression_mask.shape != per_expression.shape:
-        raise ValueError(
-            f"expression_mask must be (B, N) = {tuple(per_expression.shape)}, "
-            f"got {tuple(expression_mask.shape)}"
-        )
-    real = expression_mask.to(device=per_expression.device, dtype=torch.bool)
-    # `where`, not a product: a padding row may hold anything, nan included.
-    return torch.where(real, per_expression, 0.0).sum() / real.sum().clamp(min=1)
-
-
-def _check_range(targets: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        return
-    low, high = torch.stack(torch.aminmax(targets)).tolist()
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so that nan is refused
-        raise ValueError(
-            f"labels must lie between 0 and 1, got {low:g} to {high:g}: divide masks of 0 and 255 "
-            f"by 255"
-        )
