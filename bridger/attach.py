@@ -33,7 +33,9 @@ def attach_bridgers(
         text_model: a text encoder, or a whole dual encoder that holds one; likewise, with
             `generic_text`.
         stages: a number k (blocks ceil(i n / k) of each tower's n), or (vision, text) pairs of
-            0-based block indices (negative ones allowed) or of block names.
+            0-based block indices (negative ones allowed) or of block names. Bridgers with
+            direction="to_vision" read the finished text: k then counts vision blocks alone, and
+            pairs are (vision, None).
         config: the Bridgers' config, the name of a preset, or None for no Bridgers at all: the
             stages are then only read, which is the baseline of every comparison.
         trainable: tower tensors that the adapter trains: one or more glob patterns on
@@ -52,7 +54,8 @@ def attach_bridgers(
         TypeError: one of the models is no encoder, or is on the wrong side; options of another
             type.
         ValueError: a tower on the meta device, an unknown tower whose blocks are ambiguous,
-            stages out of range or out of order, a config that does not fit.
+            stages out of range or out of order, a config that does not fit the towers or the
+            stages.
     """
     if isinstance(config, str):
         config = BridgerConfig.preset(config)

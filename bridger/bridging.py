@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from bridger.bridgers import BridgerConfig, BridgerStack
+from bridger.stages import Pairs
 from bridger.towers import TextTower, VisionTower
 
 if TYPE_CHECKING:
@@ -14,10 +15,7 @@ if TYPE_CHECKING:
 
 
 def make_bridgers(
-    config: BridgerConfig,
-    vision: VisionTower,
-    text: TextTower,
-    stages: tuple[tuple[int, int], ...],
+    config: BridgerConfig, vision: VisionTower, text: TextTower, stages: Pairs
 ) -> BridgerStack:
     """Return Bridgers that fit the towers' blocks, on the vision tower's device."""
     blocks = [vision.blocks[v] for v, _ in stages]
@@ -25,7 +23,7 @@ def make_bridgers(
         config,
         vision_widths=[block.width for block in blocks],
         vision_strides=[stride_of(block.stride) for block in blocks],
-        text_widths=[text.blocks[t].width for _, t in stages],
+        text_widths=[text.token_width if t is None else text.blocks[t].width for _, t in stages],
     )
     return bridgers.to(next(vision.module.parameters()).device)
 
@@ -63,12 +61,15 @@ class Bridging:
         if stage == 0:
             # Up to here the images ran alone; from here on each expression has its own state.
             state = state.repeat_interleave(self.expressions, dim=0)
-        tokens = text.read_tokens(text_block, text_output)
+        tokens = text_output if text_block is None else text.read_tokens(text_block, text_output)
         to_state, to_tokens, self.carry = self.bridgers(
             stage, state, tokens, self.token_mask, self.carry, self.image_size
         )
-        state, tokens = state + to_state, tokens + to_tokens
+        state = state + to_state
         self.maps.append(state)
+        if text_block is None:
+            return vision.write_map(vision_block, vision_output, state), text_output
+        tokens = tokens + to_tokens
         return (
             vision.write_map(vision_block, vision_output, state),
             text.write_tokens(text_block, text_output, tokens),

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from bridger.attachment import Attachment
 from bridger.bridgers import BridgerConfig
-from bridger.bridging import Bridging, make_bridgers, stride_of
+from bridger.bridging import make_bridgers, stride_of
 from bridger.compiling import CompiledBlocks
 from bridger.disabling import disabled, is_disabled
-from bridger.expressions import as_released, check_word_length, flatten_expressions
+from bridger.expressions import check_word_length
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import Flags, flags_before, hold
 from bridger.half_towers import HalfTowers
-from bridger.lockstep import StageHooks, run_lockstep
 from bridger.recomputing import (
     Switched,
     check_options,
@@ -26,9 +25,9 @@ from bridger.recomputing import (
     switch_off,
     switch_on,
 )
+from bridger.running import Batch, TowerHooks, run_bridged
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
-from bridger.tap import Tap, taking
 from bridger.tower_peft import (
     Parameters,
     PeftPart,
@@ -53,7 +52,8 @@ class BridgedEncoder(HalfTowers):
 
     Made by `attach_bridgers`. The towers' own forwards run in lockstep; at stage i the Bridger
     adds a residual to both hidden states (docs/method.md, section 3: F_v <- F_v + ZL_out(v_i),
-    F_t <- F_t + Linear(t_i)).
+    F_t <- F_t + Linear(t_i)). With direction="to_vision" the text tower runs first, plainly, and
+    all stages read its tokens as `BridgedFeatures` hold them.
     """
 
     def __init__(
@@ -70,7 +70,10 @@ class BridgedEncoder(HalfTowers):
         super().__init__()
         self.vision, self.text, self.config, self.connect = vision, text, config, connect
         self.stages = resolve_stages(
-            stages, [block.name for block in vision.blocks], [block.name for block in text.blocks]
+            stages,
+            [block.name for block in vision.blocks],
+            [block.name for block in text.blocks],
+            None if config is None else config.direction,
         )
         self.trainable = tuple(trainable)
         self.word_length = check_word_length(word_length, text.max_length)
@@ -96,15 +99,8 @@ class BridgedEncoder(HalfTowers):
             raise
 
     def _attach(self, before: list[Flags] | None) -> None:
-        vision_blocks = [self.vision.blocks[v] for v, _ in self.stages]
-        text_blocks = [self.text.blocks[t] for _, t in self.stages]
-        self._hooks = tuple(
-            StageHooks([b.module for b in blocks], [b.name for b in blocks], tower)
-            for blocks, tower in ((vision_blocks, "vision"), (text_blocks, "text"))
-        )
-        # After the stages' hooks, so that the taps see the bridged states.
-        self._taps = (Tap(self.vision.blocks[-1].module), Tap(self.text.blocks[-1].module))
-        hooks: tuple[StageHooks | Tap, ...] = (*self._hooks, *self._taps)
+        self._hooks = TowerHooks.on(self.vision, self.text, self.stages)
+        hooks = [hook for hook in self._hooks if hook is not None]
         self._attachment = Attachment(hooks, self._frozen, self.before_peft, self._switched, before)
         self._attached = True
 
@@ -143,7 +139,7 @@ class BridgedEncoder(HalfTowers):
         attention_mask: Tensor | None = None,
         expression_mask: Tensor | None = None,
     ) -> BridgedFeatures:
-        """Run both towers in lockstep.
+        """Run both towers, and the Bridgers between them.
 
         Args:
             pixel_values: (B, 3, H, W).
@@ -162,51 +158,17 @@ class BridgedEncoder(HalfTowers):
         """
         if not self._attached:
             raise RuntimeError("this encoder is detached; call attach_bridgers again")
-        self.vision.check_input(pixel_values)
-        ids, mask, expressions = flatten_expressions(input_ids, attention_mask, expression_mask)
-        if len(ids) != len(pixel_values) * expressions:
-            raise ValueError(
-                f"{len(pixel_values)} images came with texts for {len(ids) // expressions}: "
-                f"input_ids must be (B, L) or (B, N, L) with the same B as pixel_values"
-            )
-        ids, token_mask = self.text.prepare(ids, mask)
-        if self.word_length is not None:
-            ids, token_mask = as_released(
-                ids, None if mask is None else token_mask, self.word_length
-            )
-        return self._run(pixel_values, ids, token_mask, expressions)
+        return self._run(
+            Batch.prepare(self, pixel_values, input_ids, attention_mask, expression_mask)
+        )
 
-    def _run(
-        self, pixel_values: Tensor, ids: Tensor, token_mask: Tensor, expressions: int
-    ) -> BridgedFeatures:
-        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+    def _run(self, batch: Batch) -> BridgedFeatures:
         no_tensors: dict[str, dict[str, Tensor]] = {"vision": {}, "text": {}}
         tensors = no_tensors if is_disabled(self) else self._owned()
-        bridge = Bridging(self, token_mask, image_size, expressions)
         vision, text = self.vision, self.text
         if self._compiled is not None:
             vision, text = self._compiled[0].of(vision), self._compiled[1].of(text)
-        vision_tap, text_tap = self._taps
-        with taking(vision_tap, text_tap) as taken:
-            vision_result, text_result = run_lockstep(
-                (self._hooks[0], lambda: vision.call(pixel_values, tensors["vision"])),
-                (self._hooks[1], lambda: text.call(ids, token_mask, tensors["text"])),
-                bridge,
-            )
-        last = (len(self.vision.blocks) - 1, len(self.text.blocks) - 1)
-        state = self.vision.read_map(last[0], taken.state(vision_tap), image_size)
-        last_map = state if self.dense is None else self.dense(state, tensors["vision"])
-        text_state = self.text.read_tokens(last[1], taken.state(text_tap))
-        tokens = self.text.tokens(text_state, text_result, tensors["text"])
-        return BridgedFeatures(
-            maps=(*bridge.maps[:-1], bridge.grown(last_map)),
-            tokens=tokens,
-            token_mask=token_mask,
-            sentence=self.text.sentence(tokens, ids, text_result),
-            pooled=bridge.grown(self.vision.pooled(vision_result)),
-            image_size=image_size,
-            num_expressions=expressions,
-        )
+        return run_bridged(self, self._hooks, (vision, text), tensors, batch)
 
     def compile(self, **options: Any) -> None:
         """Compile the blocks of both towers and the Bridgers, each by itself.
@@ -315,7 +277,7 @@ class BridgedEncoder(HalfTowers):
             compiled, self._compiled = self._compiled, None
             try:
                 with self.disable():
-                    refuse_unused(self.towers, lambda: self._run(pixels, ids, mask, 1))
+                    refuse_unused(self.towers, lambda: self._run(Batch(pixels, ids, mask, 1)))
             finally:
                 self._compiled = compiled
         self._tried = layers
@@ -365,7 +327,7 @@ class BridgedEncoder(HalfTowers):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.
-        left_out = ("_hooks", "_taps", "_attachment")
+        left_out = ("_hooks", "_attachment")
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         state["_compiled"], state["_tried"] = None, frozenset()
         if self._attached:

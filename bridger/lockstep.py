@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -83,9 +84,31 @@ class StageHooks:
         return _hook_again, (self._blocks, self.names, self.tower, self.removed)
 
 
+@dataclass
+class Finished(Generic[R]):
+    """A text tower that has run before: `bridge` gets its result at every stage.
+
+    What `bridge` answers for it is dropped.
+    """
+
+    result: R
+    answer: Any = None
+
+    def reach(self, stage: int) -> R:
+        """Returns the result."""
+        return self.result
+
+    def finish(self) -> R:
+        """Returns the result."""
+        return self.result
+
+    def unwind(self) -> None:
+        """Does nothing: it has ended."""
+
+
 def run_lockstep(
     vision: tuple[StageHooks, Callable[[], V]],
-    text: tuple[StageHooks, Callable[[], T]],
+    text: tuple[StageHooks, Callable[[], T]] | Finished[T],
     bridge: Callable[[int, Any, Any], tuple[Any, Any]],
 ) -> tuple[V, T]:
     """Runs both callables, exchanging states at every stage.
@@ -95,7 +118,7 @@ def run_lockstep(
 
     Args:
         vision: The hooks on the vision tower, and a callable that runs its forward.
-        text: The same for the text tower, with as many stages.
+        text: The same for the text tower, with as many stages, unless it has `Finished`.
         bridge: Called in the caller's thread with (stage, output of the vision block, output of
             the text block), whatever these are; returns what the blocks shall give instead.
 
@@ -114,12 +137,13 @@ def run_lockstep(
 
 def _lockstep(
     vision: tuple[StageHooks, Callable[[], V]],
-    text: tuple[StageHooks, Callable[[], T]],
+    text: tuple[StageHooks, Callable[[], T]] | Finished[T],
     bridge: Callable[[int, Any, Any], tuple[Any, Any]],
 ) -> tuple[V, T]:
-    _check_run(vision[0], text[0])
+    _check_run(vision[0], None if isinstance(text, Finished) else text[0])
     state = ThreadState.capture()
-    vision_run, text_run = _TowerRun(*vision, state), _TowerRun(*text, state)
+    vision_run = _TowerRun(*vision, state)
+    text_run = text if isinstance(text, Finished) else _TowerRun(*text, state)
     failure: BaseException | None = None
     try:
         result = _exchange(vision_run, text_run, bridge)
@@ -144,7 +168,9 @@ def _lockstep(
 
 
 def _exchange(
-    vision: _TowerRun[V], text: _TowerRun[T], bridge: Callable[[int, Any, Any], tuple[Any, Any]]
+    vision: _TowerRun[V],
+    text: _TowerRun[T] | Finished[T],
+    bridge: Callable[[int, Any, Any], tuple[Any, Any]],
 ) -> tuple[V, T]:
     for stage in range(len(vision.hooks.names)):
         vision_output = vision.reach(stage)
@@ -252,7 +278,7 @@ def _check_blocks(blocks: Sequence[nn.Module], names: Sequence[str], tower: str)
         )
 
 
-def _check_run(vision: StageHooks, text: StageHooks) -> None:
+def _check_run(vision: StageHooks, text: StageHooks | None) -> None:
     if sys.is_finalizing():
         raise RuntimeError(
             "A bridged forward was called while the interpreter shuts down, when threads no longer "
@@ -260,11 +286,11 @@ def _check_run(vision: StageHooks, text: StageHooks) -> None:
         )
     refuse_what_threads_cannot_see()
     for hooks in (vision, text):
-        if hooks.removed:
+        if hooks is not None and hooks.removed:
             raise RuntimeError(
                 f"The hooks on the {hooks.tower} tower were removed: attach to the towers anew."
             )
-    if len(vision.names) != len(text.names):
+    if text is not None and len(vision.names) != len(text.names):
         raise ValueError(
             "Both towers must have the same number of stages, found "
             f"{len(vision.names)} ({vision.tower}) and {len(text.names)} ({text.tower})."

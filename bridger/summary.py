@@ -18,6 +18,8 @@ TITLES = ("stage", "vision block", "width", "stride", "map", "text block", "widt
 def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = None) -> str:
     """Return one line per stage: blocks, widths, stride, map, and the Bridger's parameters.
 
+    Where every stage reads the finished text, that stands in place of its block.
+
     Args:
         encoder: the bridged towers; nothing is run.
         image_size: (H, W) of the pictures in pixels, which gives the maps' sizes; by default what
@@ -26,7 +28,7 @@ def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = No
     """
     rows = [TITLES]
     for stage, (v, t) in enumerate(encoder.stages):
-        seen, read = encoder.vision.blocks[v], encoder.text.blocks[t]
+        seen = encoder.vision.blocks[v]
         bridger = None if encoder.bridgers is None else encoder.bridgers.at(stage)
         rows.append(
             (
@@ -35,8 +37,7 @@ def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = No
                 str(seen.width),
                 str(seen.stride),
                 _map(encoder, v, image_size or encoder.vision.image_size),
-                f"{read.name} ({t + 1} of {len(encoder.text.blocks)})",
-                str(read.width),
+                *_text(encoder, t),
                 "none" if bridger is None else f"{count(bridger):,}",
             )
         )
@@ -60,6 +61,13 @@ def trainable_line(model: BridgedModel) -> str:
 def count(module: nn.Module) -> int:
     """Return the number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _text(encoder: BridgedEncoder, block: int | None) -> tuple[str, str]:
+    if block is None:
+        return "finished text", str(encoder.text.token_width)
+    read = encoder.text.blocks[block]
+    return f"{read.name} ({block + 1} of {len(encoder.text.blocks)})", str(read.width)
 
 
 def _map(encoder: BridgedEncoder, block: int, size: tuple[int, int] | None) -> str:

@@ -48,7 +48,9 @@ class Bridger(nn.Module):
       puts LayerNorms, `vision_norm` and `text_norm`, after the sums: both as released;
     - `pre_norm`: zooming out reads ZL_out(LN(v_i)) and Linear(LN(t_i)), as in pre-norm
       Transformers; what is carried is not normed;
-    - `mask_padding`: padded tokens are never read and get a residual of zero.
+    - `mask_padding`: padded tokens are never read and get a residual of zero;
+    - `direction="to_vision"`: F_t is the finished text at every stage, and nothing is added to it.
+      There is no `text_out`, and no more of `interactor.text` than reaches some map.
 
     Args:
         config: options, the same for all stages.
@@ -78,13 +80,15 @@ class Bridger(nn.Module):
         has_norms = config.carry_norm and config.carry != "none" and stage > 0
         self.vision_norm = nn.LayerNorm(dim) if has_norms else nn.Identity()
         self.text_norm = nn.LayerNorm(dim) if has_norms else nn.Identity()
-        self.interactor = make_interactor(config)
+        both = config.direction == "both"
+        followed = not last or (config.share and num_stages > 1)
+        self.interactor = make_interactor(config, both or (config.carry == "output" and followed))
         self.vision_out_norm = nn.LayerNorm(dim) if config.pre_norm else nn.Identity()
-        self.text_out_norm = nn.LayerNorm(dim) if config.pre_norm else nn.Identity()
-        self.text_out = nn.Linear(dim, text_width)
+        self.text_out_norm = nn.LayerNorm(dim) if config.pre_norm and both else nn.Identity()
+        self.text_out = nn.Linear(dim, text_width) if both else None
         if config.init == "released":
             self.apply(_initialise_as_released)
-        else:
+        elif self.text_out is not None:
             nn.init.zeros_(self.text_out.weight)
             nn.init.zeros_(self.text_out.bias)
 
@@ -95,8 +99,8 @@ class Bridger(nn.Module):
         token_mask: Tensor,
         carry: Carry | None,
         image_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor, Carry]:
-        """Compute both residuals of this stage.
+    ) -> tuple[Tensor, Tensor | None, Carry]:
+        """Compute the residuals of this stage.
 
         Args:
             vision: the vision tower's map (B, C, H, W).
@@ -107,7 +111,7 @@ class Bridger(nn.Module):
 
         Returns:
             The residual of the map (B, C, H, W) and of the tokens (B, L, C), each in its state's
-            dtype, and the carry for the next stage.
+            dtype, and the carry for the next stage. Tokens that are not changed have None.
 
         Raises:
             ValueError: shapes do not fit each other or this Bridger's widths.
@@ -134,6 +138,8 @@ class Bridger(nn.Module):
         v = self.vision_out(
             rearrange(v, "b (h w) d -> b d h w", h=size[0]), (vision.shape[-2], vision.shape[-1])
         )
+        if self.text_out is None:
+            return v.to(vision.dtype), None, new_carry
         t = _clear(self.text_out(t), padding)
         return v.to(vision.dtype), t.to(tokens.dtype), new_carry
 
@@ -215,13 +221,13 @@ class BridgerStack(nn.Module):
         token_mask: Tensor,
         carry: Carry | None,
         image_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor, Carry]:
+    ) -> tuple[Tensor, Tensor | None, Carry]:
         """Run the Bridger of a 0-based stage; everything else as in `Bridger.forward`.
 
         Raises:
             ValueError: there is no such stage, or shapes do not fit.
         """
-        result: tuple[Tensor, Tensor, Carry] = self.at(stage)(
+        result: tuple[Tensor, Tensor | None, Carry] = self.at(stage)(
             vision, tokens, token_mask, carry, image_size
         )
         return result

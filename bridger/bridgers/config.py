@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from bridger.config import Config, did_you_mean
 
+Direction = Literal["both", "to_vision"]
 CrossSource = Literal["attended", "input"]
 Carried = Literal["output", "input", "none"]
 Zooming = Literal["strided", "pointwise"]
@@ -24,6 +25,9 @@ class BridgerConfig(Config):
     Attributes:
         hidden_dim: D, the width in which the two modalities meet.
         num_heads: attention heads; must divide `hidden_dim`.
+        direction: "both" changes both towers (the paper). "to_vision" leaves the text as it is:
+            the text tower runs to its end first, and every stage reads its finished tokens
+            (DETRIS). Between stages Bridgers update a text state of their own, as ever.
         interactor: a registered interactor: "attention" (the paper's), "gate" (the released
             code's for ViT).
         cross_source: what cross-attention reads of the other modality: its self-attended state
@@ -55,6 +59,7 @@ class BridgerConfig(Config):
 
     hidden_dim: int = 64
     num_heads: int = 8
+    direction: Direction = "both"
     interactor: str = "attention"
     cross_source: CrossSource = "attended"
     ffn_dim: int | None = None
@@ -125,6 +130,7 @@ class BridgerConfig(Config):
 
 
 _CHOICES = {
+    "direction": Direction,
     "cross_source": CrossSource,
     "carry": Carried,
     "zoom": Zooming,

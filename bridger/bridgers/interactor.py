@@ -7,6 +7,7 @@ Shapes: B batch, M cells of the zoomed map (H W), L tokens, D hidden width.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,10 +22,17 @@ from bridger.recomputing import Recomputing
 
 
 class Interactor(Recomputing, ABC):
-    """The contract of every interactor: both states in, both states out, in the hidden width."""
+    """The contract of every interactor: both states in, both states out, in the hidden width.
 
-    def __init__(self, config: BridgerConfig) -> None:
+    Args:
+        config: the Bridger's options.
+        updates_text: whether the new text state is read by anything. Where it is not, the
+            interactor holds nothing that would serve this state alone, and returns the given one.
+    """
+
+    def __init__(self, config: BridgerConfig, updates_text: bool = True) -> None:
         super().__init__()
+        self.updates_text = updates_text
 
     @abstractmethod
     def forward(
@@ -67,9 +75,22 @@ def interactor_names() -> list[str]:
     return list(_INTERACTORS)
 
 
-def make_interactor(config: BridgerConfig) -> Interactor:
-    """Build the interactor that a config names."""
-    return _INTERACTORS[config.interactor](config)
+def make_interactor(config: BridgerConfig, updates_text: bool = True) -> Interactor:
+    """Build the interactor that a config names; see `Interactor`.
+
+    Raises:
+        TypeError: it always updates the text, and nothing reads that here.
+    """
+    build = _INTERACTORS[config.interactor]
+    if updates_text:
+        return build(config)
+    if "updates_text" not in inspect.signature(build).parameters:
+        raise TypeError(
+            f"the interactor {config.interactor!r} takes no updates_text, so a Bridger that leaves "
+            f"the text as it is would train parameters without effect: add that argument to "
+            f"{build.__name__}, or set direction='both'"
+        )
+    return build(config, updates_text=False)
 
 
 @register_interactor("attention")
@@ -84,26 +105,34 @@ class AttentionInteractor(Interactor):
 
     `cross_source="input"` takes y for y' in the second line, as the released code does. With
     `pre_norm`, every sum is x + F(LN(x)) in place of LN(x + F(x)), and what cross-attention reads
-    has a LayerNorm of its own.
+    has a LayerNorm of its own. Where the text is not updated, y' of the text is all that is
+    computed on its side, if the picture reads it.
     """
 
-    def __init__(self, config: BridgerConfig) -> None:
-        super().__init__(config)
-        self.vision = _Direction(config)
-        self.text = _Direction(config)
+    vision: _Direction
+    text: _SelfAttention | None
+
+    def __init__(self, config: BridgerConfig, updates_text: bool = True) -> None:
+        super().__init__(config, updates_text)
         self.cross_source = config.cross_source
+        self.vision = _Direction(config)
+        if updates_text:
+            self.text = _Direction(config)
+        else:
+            self.text = _SelfAttention(config) if config.cross_source == "attended" else None
 
     def forward(
         self, vision: Tensor, text: Tensor, token_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         attended_vision = self.vision.attend_to_self(vision)
-        attended_text = self.text.attend_to_self(text, token_mask)
+        attended_text = text if self.text is None else self.text.attend_to_self(text, token_mask)
+        read_vision, read_text = vision, text
         if self.cross_source == "attended":
-            vision, text = attended_vision, attended_text
-        return (
-            self.vision.attend_to_other(attended_vision, text, token_mask),
-            self.text.attend_to_other(attended_text, vision),
-        )
+            read_vision, read_text = attended_vision, attended_text
+        new_vision = self.vision.attend_to_other(attended_vision, read_text, token_mask)
+        if isinstance(self.text, _Direction):
+            text = self.text.attend_to_other(attended_text, read_vision)
+        return new_vision, text
 
 
 @register_interactor("gate")
@@ -115,15 +144,17 @@ class GateInteractor(Interactor):
     There is no residual, norm, feed-forward net or dropout in it.
     """
 
-    def __init__(self, config: BridgerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: BridgerConfig, updates_text: bool = True) -> None:
+        super().__init__(config, updates_text)
         self.vision = MultiheadAttention(config.hidden_dim, config.num_heads)
-        self.text = MultiheadAttention(config.hidden_dim, config.num_heads)
+        if updates_text:
+            self.text = MultiheadAttention(config.hidden_dim, config.num_heads)
 
     def forward(
         self, vision: Tensor, text: Tensor, token_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return vision * self.vision(vision, text, token_mask), text * self.text(text, vision)
+        new_vision = vision * self.vision(vision, text, token_mask)
+        return new_vision, text * self.text(text, vision) if self.updates_text else text
 
 
 class MultiheadAttention(nn.Module):
@@ -173,27 +204,44 @@ class MultiheadAttention(nn.Module):
         return out
 
 
-class _Direction(nn.Module):
-    """One modality's half of `AttentionInteractor`."""
+class _SelfAttention(nn.Module):
+    """What both directions of `AttentionInteractor` begin with."""
 
     def __init__(self, config: BridgerConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.self_attn = MultiheadAttention(dim, config.num_heads, config.dropout)
         self.norm_self = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.pre_norm = config.pre_norm
+
+    def attend_to_self(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return x' (B, n, D) from x (B, n, D)."""
+        return self._add(x, self.norm_self, lambda h: self.self_attn(h, h, mask))
+
+    def _add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return x with a branch added, normed before the branch or after the sum."""
+        added: Tensor
+        if self.pre_norm:
+            added = x + self.dropout(branch(norm(x)))
+        else:
+            added = norm(x + self.dropout(branch(x)))
+        return added
+
+
+class _Direction(_SelfAttention):
+    """One modality's half of `AttentionInteractor`."""
+
+    def __init__(self, config: BridgerConfig) -> None:
+        super().__init__(config)
+        dim = config.hidden_dim
         self.cross_attn = MultiheadAttention(dim, config.num_heads, config.dropout)
         self.norm_cross = nn.LayerNorm(dim)
         self.ffn_up = nn.Linear(dim, config.ffn_width)
         self.ffn_down = nn.Linear(config.ffn_width, dim)
         self.norm_ffn = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.pre_norm = config.pre_norm
         if config.pre_norm:
             self.norm_other = nn.LayerNorm(dim)
-
-    def attend_to_self(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return x' (B, n, D) from x (B, n, D)."""
-        return self._add(x, self.norm_self, lambda h: self.self_attn(h, h, mask))
 
     def attend_to_other(self, x: Tensor, other: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return ITA's result (B, n, D) from x' (B, n, D) and the other modality (B, m, D)."""
@@ -205,12 +253,3 @@ class _Direction(nn.Module):
     def _feed_forward(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.ffn_down(self.dropout(F.relu(self.ffn_up(x))))
         return hidden
-
-    def _add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return x with a branch added, normed before the branch or after the sum."""
-        added: Tensor
-        if self.pre_norm:
-            added = x + self.dropout(branch(norm(x)))
-        else:
-            added = norm(x + self.dropout(branch(x)))
-        return added
