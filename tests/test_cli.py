@@ -359,10 +359,10 @@ def test_evaluate_equals_predict_on_every_sentence(adapter: Path, scenes: Path) 
         result: Any = model.predict(sample.image_path, sample.sentences[sentence], 0.5)
         expected.update(result.masks[0], sample.mask > 0)
         losses += 1
-    figures = evaluate(model, split, threshold=0.5, batch_size=5)
+    figures = evaluate(model, split, threshold=0.5, batch_size=5).figures()
     assert figures.pop("loss") > 0
     assert figures == pytest.approx(expected.compute(), abs=1e-3)
-    first = evaluate(model, split, threshold=0.5, first_sentence=True)
+    first = evaluate(model, split, threshold=0.5, first_sentence=True).figures()
     assert 0 <= first["mIoU"] <= 1 and losses == len(expected)
 
 

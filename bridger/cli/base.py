@@ -222,16 +222,17 @@ class Counter:
     def __init__(self, name: str) -> None:
         self.name, self.shown = name, -1
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, mean_iou: float) -> None:
         terminal = sys.stderr.isatty()
         step = 100 * done // total if terminal else 10 * done // total
         if step == self.shown:
             return
         self.shown = step
-        text = f"{self.name}: {done}/{total}"
+        text = f"{self.name}: {done}/{total}, mIoU so far {100 * mean_iou:.1f}"
         if terminal:
-            print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif done == total:
+            end = "\n" if done == total else " "  # which covers a longer line from before
+            print(f"\r{text}", end=end, file=sys.stderr, flush=True)
+        else:
             print(text, file=sys.stderr, flush=True)
 
 

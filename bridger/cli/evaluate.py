@@ -55,7 +55,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = load_model(args.adapter, args.towers)
     started = time.monotonic()
     results = {
-        name: evaluate(model, split, args.threshold, args.batch_size, report=Counter(name))
+        name: evaluate(
+            model, split, args.threshold, args.batch_size, report=Counter(name)
+        ).figures()
         for name, split in splits.items()
     }
     say(*table({name: figures(metrics) for name, metrics in results.items()}))

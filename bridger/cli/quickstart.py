@@ -149,7 +149,10 @@ def judge(
     """Evaluate every split, and print the table."""
     from bridger.evaluation.evaluate import evaluate
 
-    results = {name: evaluate(model, split, report=Counter(name)) for name, split in splits.items()}
+    results = {
+        name: evaluate(model, split, report=Counter(name)).figures()
+        for name, split in splits.items()
+    }
     say("", *table({name: figures(metrics) for name, metrics in results.items()}))
     say(
         "in percent, over every sentence; val: as in training, testA: several objects of one "

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 
-from bridger.data import ReferringDataset, Sample
-from bridger.evaluation.metrics import SegmentationMetrics
+from bridger.data import ReferringDataset
+from bridger.evaluation.judge import Batch, Judge
+from bridger.evaluation.metrics import EPSILON
+from bridger.evaluation.ranks import gather, rank_and_world
+from bridger.evaluation.result import Case, Evaluation
 from bridger.model import BridgedModel
 
-Report = Callable[[int, int], None]
+Report = Callable[[int, int, float], None]
+
+THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+"""At which masks are counted besides the one that is asked for: 0.05, 0.1 ... 0.95."""
 
 
 def evaluate(
@@ -23,108 +30,129 @@ def evaluate(
     first_sentence: bool = False,
     head: str | None = None,
     report: Report | None = None,
-) -> dict[str, float]:
+) -> Evaluation:
     """Judge a referring segmentation model as in docs/method.md, section 6.
 
     Probabilities are brought to the picture's own size as in `predict`, and what lies above the
-    threshold is compared with the mask.
+    threshold is compared with the mask. Of heads that score whether an expression means nothing,
+    masks are emptied as in `predict`.
+
+    In a distributed run every process calls it, each judges its share of the batches, and all
+    return the same: batches are those of one process, so that the result is the same too.
 
     Args:
         model: the model, with its processor; its mode is restored at the end.
         dataset: the split.
         threshold: probability above which a pixel belongs to the mask.
-        batch_size: expressions that are computed together.
-        first_sentence: take the first sentence of every ref only, as is usual for choosing a
-            checkpoint; by default every sentence counts.
+        batch_size: expressions that are computed together; a picture's stay together.
+        first_sentence: take the first sentence of every ref only, as the reference does to choose
+            a checkpoint; by default every sentence counts, as in its tests.
         head: which head answers, where there are several.
-        report: called with how many expressions are done, of how many.
-
-    Returns:
-        mIoU, oIoU and P@0.5 ... P@0.9, from 0 to 1, by name, and "loss", the mean loss of
-        the expressions at the model's input size.
+        report: called with how many expressions of this process's share are done, of how many,
+            and their mean IoU so far.
 
     Raises:
         RuntimeError: the model has no processor.
-        ValueError: an unknown head, or a threshold or batch size that cannot be.
+        FileNotFoundError: pictures are missing; nothing was computed yet.
+        ValueError: an unknown head, a threshold or batch size that cannot be, or a split without
+            expressions.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    metrics, losses = SegmentationMetrics(), 0.0
+    if model.processor is None:
+        raise RuntimeError("evaluating needs the model's processor; set model.processor")
+    check_pictures(dataset)
+    batches = plan_batches(dataset, batch_size, first_sentence)
+    if not batches:
+        raise ValueError(f"{dataset!r} has no expression to judge")
+    thresholds = (threshold, *(t for t in THRESHOLDS if t != threshold))
+    judge = Judge(model, model.processor, model.heads[model.head_name(head)], dataset, thresholds)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            batches = _Batches(dataset, batch_size, first_sentence)
-            for batch in batches:
-                losses += _judge(model, batch, threshold, head, metrics)
-                if report is not None:
-                    report(len(metrics), batches.total)
+            judged = _run(judge, batches, report)
     finally:
         model.train(was_training)
-    return {**metrics.compute(), "loss": losses / len(metrics)}
-
-
-class _Batches:
-    """Pictures with as many expressions each, so that nothing is padded."""
-
-    def __init__(self, dataset: ReferringDataset, batch_size: int, first_sentence: bool) -> None:
-        self.dataset, self.batch_size, self.first = dataset, batch_size, first_sentence
-        pairs = [(i, j) for i, j in dataset.expressions() if j == 0 or not first_sentence]
-        self.total = len(pairs)
-        counts = [0] * len(dataset)
-        for index, _ in pairs:
-            counts[index] += 1
-        self._of_size: dict[int, list[list[int]]] = {}
-        for refs in dataset.pictures():
-            self._of_size.setdefault(sum(counts[ref] for ref in refs), []).append(refs)
-
-    def __iter__(self) -> Iterator[list[list[tuple[Sample, str]]]]:
-        for count, pictures in sorted(self._of_size.items()):
-            together = max(1, self.batch_size // count)
-            for start in range(0, len(pictures), together):
-                yield [self._pairs(refs) for refs in pictures[start : start + together]]
-
-    def _pairs(self, refs: list[int]) -> list[tuple[Sample, str]]:
-        samples = [self.dataset[ref] for ref in refs]
-        return [
-            (sample, sentence)
-            for sample in samples
-            for sentence in (sample.sentences[:1] if self.first else sample.sentences)
-        ]
-
-
-def _judge(
-    model: BridgedModel,
-    batch: list[list[tuple[Sample, str]]],
-    threshold: float,
-    head: str | None,
-    metrics: SegmentationMetrics,
-) -> float:
-    """Count a batch's expressions; return the sum of their losses."""
-    processor = model.processor
-    if processor is None:
-        raise RuntimeError("evaluating needs the model's processor; set model.processor")
-    name = model.head_name(head)
-    device = next(model.parameters()).device
-    pixels, placements = processor.images([pairs[0][0].image_path for pairs in batch])
-    targets = torch.stack(
-        [
-            torch.stack([processor.target(sample.mask, placement) for sample, _ in pairs])
-            for pairs, placement in zip(batch, placements, strict=True)
-        ]
+    judged = sorted(gather(judged), key=lambda batch: batch.number)
+    cases = sorted(
+        (case for batch in judged for case in batch.cases), key=lambda c: (c.index, c.order)
     )
-    words = processor.text([sentence for pairs in batch for _, sentence in pairs])
-    ids, mask = (
-        rearrange(words[key], "(b n) l -> b n l", b=len(batch)).to(device)
-        for key in ("input_ids", "attention_mask")
+    return Evaluation(
+        name=dataset.name,
+        split=dataset.split,
+        sentences="first" if first_sentence else "every",
+        cases=tuple(cases),
+        thresholds=thresholds,
+        threshold=threshold,
+        generalized=any(c.objects > 1 or c.objects == c.area == 0 for c in cases),
+        loss=math.fsum(batch.loss * len(batch.cases) for batch in judged) / len(cases),
     )
-    features = model.encode(pixels.to(device), ids, mask)
-    output = model.heads[name](features, targets.to(device))
-    probabilities = model.heads[name].probabilities(output.logits).float().cpu()
-    for pairs, placement, rows in zip(batch, placements, probabilities, strict=True):
-        restored = processor.restore(rows, placement)
-        for (sample, _), own in zip(pairs, restored, strict=True):
-            metrics.update(own > threshold, sample.mask > 0)
-    return float(output.loss) * sum(map(len, batch))
+
+
+def check_pictures(dataset: ReferringDataset) -> None:
+    """Look whether all pictures of a split are there, before an hour is spent on the others.
+
+    Raises:
+        FileNotFoundError: some are missing; the first ones are named.
+    """
+    paths = [dataset[refs[0]].image_path for refs in dataset.pictures()]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        named = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(paths)} pictures of {dataset!r} are missing: {named}"
+        )
+
+
+def plan_batches(dataset: ReferringDataset, batch_size: int, first_sentence: bool) -> list[Batch]:
+    """Group a split's pictures into batches of as many expressions each, so that none is padded.
+
+    Returns:
+        The batches, those of pictures with few expressions first.
+    """
+    counts = dataset.sentence_counts()
+    most = 1 if first_sentence else max(counts, default=0)
+    of_length: dict[int, Batch] = {}
+    for refs in dataset.pictures():
+        pairs = [(i, j) for i in refs for j in range(min(counts[i], most))]
+        if pairs:
+            of_length.setdefault(len(pairs), []).append(pairs)
+    batches = []
+    for length, pictures in sorted(of_length.items()):
+        together = max(1, batch_size // length)
+        batches += [pictures[at : at + together] for at in range(0, len(pictures), together)]
+    return batches
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What came out of one batch."""
+
+    number: int
+    cases: list[Case]
+    loss: float  # the mean
+
+
+def _run(judge: Judge, batches: list[Batch], report: Report | None) -> list[_Judged]:
+    """Judge this process's share: every batch whose number leaves its rank as the remainder."""
+    rank, world = rank_and_world()
+    total = sum(len(pairs) for batch in batches[rank::world] for pairs in batch)
+    judged, done, ious = [], 0, 0.0
+    for start in range(0, len(batches), world):
+        number = start + rank
+        # Where parameters are sharded, every forward needs all processes: those for whom no batch
+        # is left in the last round repeat one, which does not count.
+        cases, loss = judge(batches[min(number, len(batches) - 1)])
+        if number >= len(batches):
+            break
+        judged.append(_Judged(number, cases, loss))
+        done += len(cases)
+        for case in cases:
+            both, predicted = case.intersections[0], case.predicted[0]
+            ious += both / (predicted + case.area - both + EPSILON)
+        if report is not None:
+            report(done, total, ious / done)
+    return judged

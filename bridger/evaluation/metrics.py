@@ -1,7 +1,10 @@
-"""The figures by which referring segmentation is judged."""
+"""The figures by which referring segmentation is judged: ratios of sums over expressions."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -9,9 +12,65 @@ import numpy.typing as npt
 from torch import Tensor
 
 Mask: TypeAlias = npt.NDArray[Any] | Tensor
+Counts: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-_EPSILON = 1e-6  # the reference implementation's, so that figures can be compared
+EPSILON = 1e-6  # the reference implementation's, so that figures can be compared
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A figure: the sum of one number per expression over the sum of another.
+
+    Since sums are rounded once, at their end, the figure depends neither on the order of the
+    expressions nor on how they were shared out.
+
+    Attributes:
+        above: (E,), of every expression.
+        below: (E,), of every expression.
+        epsilon: added to the sum below.
+    """
+
+    above: Floats
+    below: Floats
+    epsilon: float = 0.0
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is anything to divide by."""
+        return bool(self.below.any()) or self.epsilon > 0
+
+    @property
+    def value(self) -> float:
+        """The figure."""
+        return math.fsum(self.above.tolist()) / (math.fsum(self.below.tolist()) + self.epsilon)
+
+
+def intersections_over_unions(intersections: Counts, unions: Counts) -> Floats:
+    """Return the IoU (E,) of every expression, I / (U + 1e-6)."""
+    return intersections.astype(np.float64) / (unions.astype(np.float64) + EPSILON)
+
+
+def referring_ratios(intersections: Counts, unions: Counts) -> dict[str, Ratio]:
+    """Return "mIoU", "oIoU", "P@0.5" ... "P@0.9"; `SegmentationMetrics` says what they are.
+
+    Args:
+        intersections: (E,), pixels of every expression's predicted and true mask.
+        unions: (E,), pixels of either.
+    """
+    ious = intersections_over_unions(intersections, unions)
+    each = np.ones_like(ious)
+    return {
+        "mIoU": Ratio(ious, each),
+        "oIoU": Ratio(intersections.astype(np.float64), unions.astype(np.float64), EPSILON),
+        **{f"P@{x}": Ratio((ious > x).astype(np.float64), each) for x in THRESHOLDS},
+    }
+
+
+def values_of(ratios: Mapping[str, Ratio]) -> dict[str, float]:
+    """Return the figures that are defined."""
+    return {name: ratio.value for name, ratio in ratios.items() if ratio.defined}
 
 
 class SegmentationMetrics:
@@ -62,7 +121,7 @@ class SegmentationMetrics:
         union = int(np.count_nonzero(first | second))
         self._intersections.append(intersection)
         self._unions.append(union)
-        return intersection / (union + _EPSILON)
+        return intersection / (union + EPSILON)
 
     def merge(self, other: SegmentationMetrics) -> None:
         """Add the expressions that another process or run has counted."""
@@ -70,10 +129,9 @@ class SegmentationMetrics:
         self._unions += other._unions
 
     @property
-    def ious(self) -> npt.NDArray[np.float64]:
+    def ious(self) -> Floats:
         """IoU of every expression in the order of the updates."""
-        unions = np.array(self._unions, dtype=np.float64)
-        return np.array(self._intersections, dtype=np.float64) / (unions + _EPSILON)
+        return intersections_over_unions(*self._counts())
 
     def compute(self) -> dict[str, float]:
         """Return "mIoU", "oIoU", "P@0.5" ... "P@0.9", all from 0 to 1.
@@ -83,10 +141,10 @@ class SegmentationMetrics:
         """
         if not len(self):
             raise RuntimeError("there is nothing to compute yet; call update(pred, target) first")
-        ious = self.ious
-        overall = sum(self._intersections) / (sum(self._unions) + _EPSILON)
-        precision = {f"P@{x}": float((ious > x).mean()) for x in THRESHOLDS}
-        return {"mIoU": float(ious.mean()), "oIoU": overall, **precision}
+        return values_of(referring_ratios(*self._counts()))
+
+    def _counts(self) -> tuple[Counts, Counts]:
+        return np.array(self._intersections, np.int64), np.array(self._unions, np.int64)
 
 
 def _as_bool(mask: Mask, name: str) -> npt.NDArray[np.bool_]:

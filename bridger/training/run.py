@@ -113,7 +113,7 @@ def _make_trainer(
     def score(judged: BridgedModel) -> dict[str, float]:
         if validation is None:
             raise RuntimeError("this run has no validation split to judge the model on")
-        return evaluate(judged, validation, first_sentence=True)
+        return evaluate(judged, validation, first_sentence=True).figures()
 
     return BridgerTrainer(
         model,
