@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -109,6 +110,14 @@ def root(tmp_path_factory):
     return folder
 
 
+def copy_of(root, folder):
+    """The same annotations in a folder of their own, with no picture in it."""
+    (folder / "refcoco").mkdir()
+    (folder / "images" / "train2014").mkdir(parents=True)
+    for name in ("refs(unc).p", "instances.json"):
+        shutil.copy(root / "refcoco" / name, folder / "refcoco" / name)
+
+
 # The reader.
 
 
@@ -147,19 +156,29 @@ def test_sentences_are_drawn_evenly_and_repeatably(root):
     assert data.sentence_of(1, 17) == "owl"
 
 
-def test_what_is_missing_is_named_with_the_layout(root, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"refs\(unc\)\.p is missing(.|\n)*instances.json"):
+def test_what_is_missing_is_named_with_the_places_looked_at(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"refcoco.refs\(unc\)\.p\n(.|\n)*anns.refcoco"):
         RefCOCO(tmp_path, "train")
     with pytest.raises(FileNotFoundError, match=r"refcocog.refs\(umd\)\.p"):
         RefCOCO(root, "train", dataset="refcocog", split_by="umd")
     with pytest.raises(ValueError, match="no split 'testC'; it has train, val"):
         RefCOCO(root, "testC")
-    (tmp_path / "refcoco").mkdir()
-    (tmp_path / "images" / "train2014").mkdir(parents=True)
-    refs = (root / "refcoco" / "refs(unc).p").read_bytes()
-    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(refs)
-    (tmp_path / "refcoco" / "instances.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(ValueError, match="needs annotation 11 and image 1"):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+        RefCOCO(tmp_path / "nowhere", "train")
+
+
+def test_annotations_that_do_not_fit_the_refs_are_refused(root, tmp_path):
+    copy_of(root, tmp_path)
+    instances = tmp_path / "refcoco" / "instances.json"
+    whole = json.loads(instances.read_text())
+    for key in ("images", "annotations"):
+        instances.write_text(json.dumps({**whole, key: []}))
+        with pytest.raises(ValueError, match=r"ref 0 needs image 1 with annotations \[11\].*same"):
+            RefCOCO(tmp_path, "train")
+    for annotation in whole["annotations"]:
+        annotation["image_id"] = 3 - annotation["image_id"]
+    instances.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match="ref 0 needs image 1"):
         RefCOCO(tmp_path, "train")
 
 

@@ -1,11 +1,13 @@
 """Data sets of referring expressions: RefCOCO's family, and scenes in the same format."""
 
 from bridger.data.base import ReferringDataset, Sample
-from bridger.data.catalog import PUBLISHED, open_split
+from bridger.data.catalog import PUBLISHED, open_split, open_splits
 from bridger.data.collate import RaggedRefCollator, RefCollator
+from bridger.data.grefcoco import GRefCOCO
 from bridger.data.refcoco import RefCOCO
 
 __all__ = [
+    "GRefCOCO",
     "PUBLISHED",
     "RaggedRefCollator",
     "RefCOCO",
@@ -13,4 +15,5 @@ __all__ = [
     "ReferringDataset",
     "Sample",
     "open_split",
+    "open_splits",
 ]

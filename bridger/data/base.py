@@ -46,9 +46,30 @@ class Sample:
         """(h, w) uint8, 1 on what is meant and 0 elsewhere.
 
         Raises:
-            ValueError: the annotation is for a picture of another size.
+            FileNotFoundError: the mask's file, or the picture that tells its size, is missing.
+            ValueError: the annotation is broken, or for a picture of another size.
         """
-        return self.outline.mask(self.size or picture_size(self.image_path))
+        try:
+            return self.outline.mask(self.size or picture_size(self.image_path))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self._name}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}") from error
+
+    @property
+    def picture(self) -> Path:
+        """`image_path`, once it is sure that the file is there.
+
+        Raises:
+            FileNotFoundError: it is missing; the ref and its data set are said.
+        """
+        if not self.image_path.is_file():
+            raise FileNotFoundError(f"{self._name}: there is no picture {self.image_path}")
+        return self.image_path
+
+    @property
+    def _name(self) -> str:
+        return f"ref {self.ref_id} of {self.source}"
 
     @property
     def key(self) -> tuple[str, str, int, tuple[int, ...]]:

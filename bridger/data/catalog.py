@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bridger.config import did_you_mean
 from bridger.data.base import ReferringDataset
-from bridger.data.refcoco import RefCOCO
+from bridger.data.layouts import is_there
+from bridger.data.refcoco import LoadedRefs, read_splits
+
+LAYOUTS = """{root} holds no data set; expected one of these layouts:
+  {root}/refcoco/refs(unc).p and instances.json (refcoco+ and refcocog likewise),
+    and the pictures in {root}/images/train2014 or {root}/images/mscoco/images/train2014
+  {root}/grefcoco/grefs(unc).json and instances.json, and the pictures as above
+  {root}/refs(unc).p and instances.json, and the pictures there, in images or in train2014
+  {root}/anns/refcoco/train.json, masks/refcoco and images/train2014, as ETRIS prepares them
+  {root}/train.jsonl, or files for other splits: data of your own"""
 
 
 @dataclass(frozen=True)
@@ -20,13 +29,14 @@ class Published:
         folder: name of the folder that holds its annotations.
         split_by: who made the splits.
         splits: the published number of refs and of sentences in every split, None where unknown.
-        word_length: tokens that the released ETRIS code cuts its sentences to, ends included.
+        word_length: tokens that the released ETRIS code cuts its sentences to, ends included; None
+            where it does not know the data set.
     """
 
     folder: str
     split_by: str
     splits: Mapping[str, tuple[int | None, int | None]]
-    word_length: int
+    word_length: int | None
 
 
 PUBLISHED: dict[str, Published] = {
@@ -61,26 +71,87 @@ PUBLISHED: dict[str, Published] = {
     "refcocog/google": Published(
         "refcocog", "google", {"train": (44822, 85474), "val": (5000, 9536)}, 22
     ),
+    "grefcoco": Published(
+        "grefcoco", "unc", dict.fromkeys(("train", "val", "testA", "testB"), (None, None)), None
+    ),
 }
+
+
+OWN = "folder"  # the name of a data set of one's own, as `bridger.data.folder` reads it
+
+
+def data_sets(root: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the data sets in a folder, the published ones first.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    from bridger.data.folder import folder_splits
+
+    own = [OWN] if folder_splits(root) else []
+    return [n for n, d in PUBLISHED.items() if is_there(Path(root), d.folder, d.split_by)] + own
+
+
+def the_only(root: str | os.PathLike[str]) -> str:
+    """Return the name of the only data set in a folder.
+
+    Raises:
+        FileNotFoundError: there is none; the layouts are said.
+        ValueError: there are several; they are named.
+    """
+    names = data_sets(root)
+    if not names:
+        raise FileNotFoundError(LAYOUTS.format(root=root))
+    if len(names) > 1:
+        raise ValueError(f"{root} holds several data sets: say which of {', '.join(names)}")
+    return names[0]
 
 
 def open_split(
     root: str | os.PathLike[str], split: str, dataset: str | None = None
 ) -> ReferringDataset:
-    """Open one split of the data set in a folder.
+    """Open one split of the data set in a folder; arguments and errors as of `open_splits`."""
+    return open_splits(root, [split], dataset)[split]
+
+
+def open_splits(
+    root: str | os.PathLike[str],
+    splits: Sequence[str] | None = None,
+    dataset: str | None = None,
+) -> dict[str, ReferringDataset]:
+    """Open splits of the data set in a folder; large files are read once for all of them.
 
     Args:
-        root: the folder.
-        split: name of the split.
-        dataset: a name in `PUBLISHED`; None: the only one that is there.
+        root: the folder, in one of the layouts of `bridger.data.layouts` and
+            `bridger.data.folder`.
+        splits: names of the splits; None: all that there are.
+        dataset: a name in `PUBLISHED`, or "folder"; None: the only one that is there.
 
     Raises:
-        FileNotFoundError: a file or folder is missing; the expected layout is said.
-        ValueError: an unknown data set or split, or files that do not fit together.
+        FileNotFoundError: a file or folder is missing; the places looked at are said.
+        ValueError: an unknown data set or split, several data sets of which none is named, or
+            files that do not fit together.
         pickle.UnpicklingError: a file of refs holds more than plain data.
     """
-    name = dataset or "refcoco"
+    name = dataset or the_only(root)
+    if name == OWN:
+        from bridger.data.folder import ReferringFolder, folder_splits
+
+        wanted = folder_splits(root) if splits is None else splits
+        return {split: ReferringFolder(root, split) for split in wanted}
+    known = published(name)
+    entries = read_splits(root, splits, known.folder, known.split_by)
+    source = f"{known.folder}/{known.split_by}"
+    return {split: LoadedRefs(source, split, entries[split]) for split in entries}
+
+
+def published(name: str) -> Published:
+    """Return what is known of a published data set.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
     if name not in PUBLISHED:
-        raise ValueError(f"there is no data set {name!r}: {did_you_mean(name, list(PUBLISHED))}")
-    known = PUBLISHED[name]
-    return RefCOCO(Path(root), split, known.folder, known.split_by)
+        near = did_you_mean(name, [*PUBLISHED, OWN])
+        raise ValueError(f"there is no data set {name!r}: {near}")
+    return PUBLISHED[name]

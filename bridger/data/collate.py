@@ -38,7 +38,7 @@ class _Fitted:
         key = str(sample.image_path)
         found = self._pictures.get(key)
         if found is None:
-            found = self.processor.fit(sample.image_path)
+            found = self.processor.fit(sample.picture)
             if self._has_room(found[0]):
                 self._pictures[key] = found
         return found

@@ -103,8 +103,17 @@ def decode_mask(
     """Decode COCO's polygons, or either kind of run-length encoding, to (height, width) of 0, 1.
 
     Raises:
-        ValueError: a run-length encoding of another size.
+        ValueError: a run-length encoding of another size, or a broken segmentation.
     """
+    try:
+        return _decode(segmentation, height, width)
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"a segmentation is neither polygons nor run lengths ({error!r})"
+        ) from error
+
+
+def _decode(segmentation: list[list[float]] | Mapping[str, Any], height: int, width: int) -> Mask:
     from pycocotools import mask as rle
 
     if isinstance(segmentation, Mapping):
@@ -115,6 +124,11 @@ def decode_mask(
             )
         encoded: Any = dict(segmentation)
         if isinstance(encoded["counts"], list):
+            # Where the runs end too early, pycocotools leaves what happens to be in memory.
+            if sum(encoded["counts"]) != height * width:
+                raise ValueError(
+                    f"run lengths cover {sum(encoded['counts'])} pixels of {height * width}"
+                )
             encoded = rle.frPyObjects(encoded, height, width)
     else:
         # Fewer corners cover nothing, and pycocotools would take four numbers for a box.

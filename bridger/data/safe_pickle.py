@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Containers that old protocols name instead of having an opcode for them.
 _ALLOWED = {"set": set, "frozenset": frozenset}
@@ -31,25 +29,28 @@ class _PlainUnpickler(pickle.Unpickler):
 def load_plain(path: str | os.PathLike[str]) -> Any:
     """Read a pickle that holds plain data, such as RefCOCO's refs files.
 
-    Python 2's byte strings are read as UTF-8, or as Latin-1 where they are not UTF-8.
+    The file is read piece by piece. Python 2's byte strings are read as UTF-8, or as Latin-1 where
+    they are not UTF-8.
 
     Raises:
         FileNotFoundError: there is no such file.
         pickle.UnpicklingError: the file is broken, or asks for a class or function; which one is
             said, and nothing of it is run.
     """
-    data = Path(path).read_bytes()
     try:
-        return _load(data, "utf-8")
-    except UnicodeDecodeError:
-        return _load(data, "latin-1")
-    except pickle.UnpicklingError as error:
+        with open(path, "rb") as file:
+            try:
+                return _load(file, "utf-8")
+            except UnicodeDecodeError:
+                file.seek(0)
+                return _load(file, "latin-1")
+    except (UnicodeDecodeError, pickle.UnpicklingError) as error:
         raise pickle.UnpicklingError(f"{path}: {error}") from error
 
 
-def _load(data: bytes, encoding: str) -> Any:
+def _load(file: BinaryIO, encoding: str) -> Any:
     try:
-        return _PlainUnpickler(io.BytesIO(data), encoding=encoding).load()
+        return _PlainUnpickler(file, encoding=encoding).load()
     except (UnicodeDecodeError, pickle.UnpicklingError):
         raise
     except Exception as error:
