@@ -88,7 +88,8 @@ def _adapter(adapter: Path) -> dict[str, Any]:
             f"{tower['num_blocks']} blocks, {widths} wide"
         )
     encoder = config["encoder"]
-    say(f"  stages (vision block, text block): {', '.join(map(str, encoder['stages']))}")
+    pairs = [f"({v}, {'finished text' if t is None else t})" for v, t in encoder["stages"]]
+    say(f"  stages (vision block, text block): {', '.join(pairs)}")
     say(f"  Bridgers: {_options(encoder['bridgers'])}")
     for tuned in encoder.get("peft", []):
         say(f"  peft in the {tuned['side']} tower: {tuned['config']['peft_type']}")
