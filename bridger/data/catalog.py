@@ -10,7 +10,7 @@ from pathlib import Path
 from bridger.config import did_you_mean
 from bridger.data.base import ReferringDataset
 from bridger.data.layouts import is_there
-from bridger.data.refcoco import LoadedRefs, read_splits
+from bridger.data.refcoco import LoadedRefs, pictures_of_splits, read_splits
 
 LAYOUTS = """{root} holds no data set; expected one of these layouts:
   {root}/refcoco/refs(unc).p and instances.json (refcoco+ and refcocog likewise),
@@ -39,6 +39,13 @@ class Published:
     word_length: int | None
 
 
+# Refs: rows of the released ETRIS code's lists. Sentences of RefCOCO: FlagEval's documentation.
+# RefCOCO+: val and tests sum up to the 21,373 of Ref-L4's dataset card (JierunChen/Ref-L4), and
+# with train to the 141,564 that are quoted for the whole. G-Ref by UMD: 85,408 in train and val and
+# 9,602 in test (varun-nagaraja/referring-expressions, issue 2), 14,498 in val and test (Ref-L4).
+# G-Ref by Google: the same 95,010 in all as by UMD (luogen1996/MCN, issue 7), of which train's
+# 85,474 are often quoted. gRefCOCO: the released file holds 259,859 of the paper's 278,232
+# sentences (henghuiding/gRefCOCO, issue 6); how many in each split is not said.
 PUBLISHED: dict[str, Published] = {
     "refcoco": Published(
         "refcoco",
@@ -143,6 +150,19 @@ def open_splits(
     entries = read_splits(root, splits, known.folder, known.split_by)
     source = f"{known.folder}/{known.split_by}"
     return {split: LoadedRefs(source, split, entries[split]) for split in entries}
+
+
+def pictures_of(root: str | os.PathLike[str], dataset: str) -> tuple[str, dict[str, set[str]]]:
+    """Return a data set's source, such as "refcoco/unc", and the picture keys of all its splits.
+
+    Arguments and errors as of `open_splits`; masks and pictures are not looked at.
+    """
+    if dataset == OWN:
+        splits = open_splits(root, dataset=OWN)
+        return OWN, {split: set(data.picture_keys()) for split, data in splits.items()}
+    known = published(dataset)
+    pictures = pictures_of_splits(root, known.folder, known.split_by)
+    return f"{known.folder}/{known.split_by}", pictures
 
 
 def published(name: str) -> Published:
