@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from bridger.data.augment import Transform
 from bridger.data.masks import Mask, Outline, picture_size
 
 
@@ -29,6 +30,8 @@ class Sample:
         kinds: what sort of expression each sentence is ("place", "colour"), "" where unknown.
         size: (h, w) of the picture where the annotations say it; None: its file does.
         source: name of the data set, such as "refcoco/unc".
+        transform: what collators do to picture and mask; the sentences are those for the changed
+            picture already. None: nothing.
     """
 
     image_path: Path
@@ -40,6 +43,7 @@ class Sample:
     kinds: tuple[str, ...]
     size: tuple[int, int] | None
     source: str
+    transform: Transform | None = None
 
     @property
     def mask(self) -> Mask:

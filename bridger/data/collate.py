@@ -53,6 +53,13 @@ class _Fitted:
                 self._masks[sample.key] = found
         return found
 
+    def together(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """The picture (3, H, W) and masks (N, H, W) of refs of one picture, transformed alike."""
+        picture, placement = self.picture(samples[0])
+        masks = torch.stack([self.mask(sample, placement) for sample in samples])
+        transform = samples[0].transform
+        return (picture, masks) if transform is None else transform(picture, masks)
+
     def _has_room(self, tensor: Tensor) -> bool:
         if self.free < tensor.numel():
             return False
@@ -98,7 +105,8 @@ class RefCollator(_Collator):
     """Batches with one expression per image: one of each ref's sentences, another every epoch.
 
     The draw depends on (seed, epoch, the ref's id) alone, as `ReferringDataset.sentence_of`'s.
-    Until `set_epoch` is called, a ref's own visits count as its epochs.
+    Until `set_epoch` is called, a ref's own visits count as its epochs. Where samples bring a
+    `transform`, it is applied to what is kept, which stays as it is.
 
     Args:
         processor: turns pictures and words into tensors.
@@ -126,15 +134,11 @@ class RefCollator(_Collator):
             pixel_values (B, 3, H, W), input_ids (B, L), attention_mask (B, L) and labels
             (B, H, W), soft from 0 to 1.
         """
-        fitted = [self._fitted.picture(sample) for sample in samples]
-        masks = [
-            self._fitted.mask(sample, placement)
-            for sample, (_, placement) in zip(samples, fitted, strict=True)
-        ]
+        pictures, masks = zip(*(self._fitted.together([sample]) for sample in samples), strict=True)
         return {
-            "pixel_values": self.processor.normalize(torch.stack([p for p, _ in fitted])),
+            "pixel_values": self.processor.normalize(torch.stack(pictures)),
             **self.processor.text([self.sentence(sample) for sample in samples]),
-            "labels": torch.stack(masks).float().div_(255),
+            "labels": torch.cat(masks).float().div_(255),
         }
 
     def sentence(self, sample: Sample) -> str:
@@ -150,7 +154,7 @@ class RaggedRefCollator(_Collator):
 
     An image is one ref with all of its sentences, or a list of refs of the same picture. Short
     rows are filled by repeating their last expression, where `expression_mask` is false and the
-    labels are zero.
+    labels are zero. A `transform` is applied as by `RefCollator`; the refs of an item share one.
 
     Args:
         processor: turns pictures and words into tensors.
@@ -183,7 +187,8 @@ class RaggedRefCollator(_Collator):
             expression_mask (B, N) bool and labels (B, N, H, W), soft from 0 to 1.
 
         Raises:
-            ValueError: refs of different pictures in one item, or none.
+            ValueError: refs of different pictures or with different transforms in one item, or
+                none.
         """
         groups = [[item] if isinstance(item, Sample) else list(item) for item in items]
         for group in groups:
@@ -192,23 +197,26 @@ class RaggedRefCollator(_Collator):
                     f"an item is one ref or several refs of one picture, got the pictures "
                     f"{sorted({str(sample.image_path) for sample in group})}"
                 )
+            if len({sample.transform for sample in group}) != 1:
+                raise ValueError("the refs of an item share their picture, so its transform too")
         chosen = [self._choose(group) for group in groups]
-        fitted = [self._fitted.picture(group[0]) for group in groups]
         longest = max(map(len, chosen))
         height, width = self.processor.image_size
         labels = torch.zeros(len(groups), longest, height, width)
         mask = torch.zeros(len(groups), longest, dtype=torch.bool)
-        for i, (pairs, (_, placement)) in enumerate(zip(chosen, fitted, strict=True)):
+        pictures = []
+        for i, pairs in enumerate(chosen):
+            picture, masks = self._fitted.together([sample for sample, _ in pairs])
+            pictures.append(picture)
             mask[i, : len(pairs)] = True
-            for j, (sample, _) in enumerate(pairs):
-                labels[i, j] = self._fitted.mask(sample, placement).float().div_(255)
+            labels[i, : len(pairs)] = masks.float().div_(255)
         # Real texts fill up the rows: a text tower has no answer for an empty one.
         texts = [pairs[min(j, len(pairs) - 1)][1] for pairs in chosen for j in range(longest)]
         words = {
             name: rearrange(ids, "(b n) l -> b n l", n=longest)
             for name, ids in self.processor.text(texts).items()
         }
-        pixels = self.processor.normalize(torch.stack([p for p, _ in fitted]))
+        pixels = self.processor.normalize(torch.stack(pictures))
         return {"pixel_values": pixels, **words, "expression_mask": mask, "labels": labels}
 
     def _choose(self, group: Sequence[Sample]) -> list[tuple[Sample, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from bridger.data import ReferringDataset, Sample
+from bridger.data.augment import check_augmentations, draw_transform
 
 
 class Schedule(Dataset[list[Sample]]):
@@ -24,11 +26,24 @@ class Schedule(Dataset[list[Sample]]):
         length: items of the run: steps times batch size.
         expressions: expressions of each item; fewer where a picture has fewer.
         seed: of the order and the draws.
+        augment: names of `bridger.data.augment.AUGMENTATIONS`. What is done to an item's picture
+            holds for all of its expressions, and an item has the same ones without.
+
+    Raises:
+        ValueError: an augmentation is unknown.
     """
 
-    def __init__(self, dataset: ReferringDataset, length: int, expressions: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: ReferringDataset,
+        length: int,
+        expressions: int,
+        seed: int,
+        augment: Sequence[str] = (),
+    ) -> None:
         self.dataset, self.length = dataset, length
         self.expressions, self.seed = expressions, seed
+        self.augment = check_augmentations(augment)
         single = [[index] for index in range(len(dataset))]
         self.groups = single if expressions == 1 else dataset.pictures()
         self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
@@ -37,7 +52,10 @@ class Schedule(Dataset[list[Sample]]):
         return self.length
 
     def __getitem__(self, index: int) -> list[Sample]:
-        """Return an item's refs, all of one picture, each with the one sentence to train on."""
+        """Return an item's refs, all of one picture, each with the one sentence to train on.
+
+        They share a `transform`, and the sentences are those for the picture that it makes.
+        """
         if not 0 <= index < self.length:
             raise IndexError(f"the run has {self.length} items, there is no item {index}")
         epoch, place = divmod(index, len(self.groups))
@@ -52,7 +70,12 @@ class Schedule(Dataset[list[Sample]]):
         ]
         words.shuffle(others)
         chosen = [*first, *others][: self.expressions]
-        return [replace(sample, sentences=(said,)) for sample, said in chosen]
+        dice = random.Random(f"{self.seed}/{index}/augment")
+        transform, sentences = draw_transform(self.augment, [said for _, said in chosen], dice)
+        return [
+            replace(sample, sentences=(said,), transform=transform)
+            for (sample, _), said in zip(chosen, sentences, strict=True)
+        ]
 
     def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
         if self._order[0] != epoch:
