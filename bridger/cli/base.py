@@ -2,7 +2,7 @@
 
 A verb is a module with `HELP` and `EXAMPLES` (texts), `register(parser)`, which adds its
 arguments, and `run(args)`, which does the work and returns what `--json` writes. Heavy imports
-stand inside `run`, so that `--help` is quick.
+stand inside `run`, so that `--help` is quick. A group of verbs is a package of such modules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
-    """Add a verb's parser to argparse's subparsers, with the options that all verbs take."""
+    """Add a verb's parser to argparse's subparsers, with the options that all verbs take.
+
+    A verb that is a group has `VERBS`, modules by name, in place of `register` and `run`.
+    """
     parser = verbs.add_parser(
         name,
         help=module.HELP,
@@ -29,11 +32,16 @@ def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
         epilog="examples:\n" + module.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if hasattr(module, "VERBS"):
+        inner = parser.add_subparsers(metavar="WHAT", required=True)
+        for verb, submodule in module.VERBS.items():
+            add_verb(inner, verb, submodule)
+        return
     module.register(parser)
     common = parser.add_argument_group("for scripts")
     common.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
     common.add_argument("--debug", action="store_true", help="show errors with their traceback")
-    parser.set_defaults(run=module.run)
+    parser.set_defaults(run=module.run, prog=parser.prog)
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -190,6 +198,13 @@ def check_picture(path: Path) -> None:
         )
 
 
+def write_json(path: Path | None, result: Any) -> None:
+    """Write what `--json` asks for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2, default=str) + "\n")
+
+
 def say(*lines: str) -> None:
     """Print lines for people, at once."""
     print(*lines, sep="\n", flush=True)
@@ -217,18 +232,20 @@ def megabytes(count: int) -> str:
 
 
 class Counter:
-    """Says on stderr how far an evaluation is: in place on a terminal, else at every tenth."""
+    """Says on stderr how far a long job is: in place on a terminal, else at every tenth."""
 
     def __init__(self, name: str) -> None:
         self.name, self.shown = name, -1
 
-    def __call__(self, done: int, total: int, mean_iou: float) -> None:
+    def __call__(self, done: int, total: int, mean_iou: float | None = None) -> None:
         terminal = sys.stderr.isatty()
         step = 100 * done // total if terminal else 10 * done // total
         if step == self.shown:
             return
         self.shown = step
-        text = f"{self.name}: {done}/{total}, mIoU so far {100 * mean_iou:.1f}"
+        text = f"{self.name}: {done}/{total}"
+        if mean_iou is not None:
+            text += f", mIoU so far {100 * mean_iou:.1f}"
         if terminal:
             end = "\n" if done == total else " "  # which covers a longer line from before
             print(f"\r{text}", end=end, file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import warnings
@@ -16,7 +15,7 @@ from typing import Any
 
 from bridger import __version__
 from bridger.cli import convert, data, evaluate, inspect, predict, quickstart, train
-from bridger.cli.base import add_verb, check_writable, one_line
+from bridger.cli.base import add_verb, check_writable, one_line, write_json
 
 VERBS = {
     "quickstart": quickstart,
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"bridger {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, module in VERBS.items():
         add_verb(verbs, name, module)
     return parser
@@ -70,10 +69,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if args.json is not None:
             check_writable(args.json)
-        result = args.run(args)
-        if args.json is not None:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        write_json(args.json, args.run(args))
         sys.stdout.flush()
     except KeyboardInterrupt as interruption:
         print(f"bridger: interrupted{_reason(interruption)}", file=sys.stderr)
@@ -86,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.debug:
             raise
         message = one_line(str(error).splitlines()) or type(error).__name__
-        print(f"bridger {args.verb}: error: {message}", file=sys.stderr)
+        print(f"{args.prog}: error: {message}", file=sys.stderr)
         return 1
     return 0
 

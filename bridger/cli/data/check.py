@@ -1,0 +1,121 @@
+"""`bridger data check`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridger.cli.base import Counter, check_picture, say, whole, write_json
+
+if TYPE_CHECKING:
+    from bridger.data.check import DataReport, Finding, SplitCounts
+
+HELP = "say what is in a folder of data, and find what is wrong with it; exit code 1 then"
+EXAMPLES = """\
+  bridger data check my-data
+  bridger data check my-data --sheet sheet.png --json report.json
+  bridger data check coco --dataset refcoco refcocog
+"""
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument(
+        "data",
+        type=Path,
+        metavar="DIR",
+        help="folder of a published data set, or of your own with DIR/train.jsonl and so on",
+    )
+    parser.add_argument(
+        "--dataset", nargs="+", metavar="NAME", help="which (default: all that are there)"
+    )
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="draw some refs with their masks and words"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0), default=0, metavar="S", help="another seed, other refs drawn"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=whole(3),
+        metavar="N",
+        help="most tokens of a sentence, ends included (default: what ETRIS takes for the data "
+        "set, else 77)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="read only the heads of pictures: truncated ones are not found",
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Look everything through and say what was found.
+
+    Raises:
+        ValueError: something is wrong with the data.
+    """
+    from bridger.data.check import check_data
+
+    if args.sheet is not None:
+        check_picture(args.sheet)
+    report = check_data(
+        args.data,
+        args.dataset,
+        max_length=args.max_length,
+        decode=not args.quick,
+        report=Counter("pictures"),
+    )
+    say(*_describe(report))
+    if args.sheet is not None:
+        _draw(args, report)
+    if report.problems:
+        # The report is of more use with what is wrong in it than without.
+        write_json(args.json, report.to_dict())
+        kinds = len(report.problems)
+        found = "one kind of problem" if kinds == 1 else f"{kinds} kinds of problems"
+        raise ValueError(f"{found} in {args.data}: see above")
+    return report.to_dict()
+
+
+def _describe(report: DataReport) -> list[str]:
+    lines = [*_table(report.splits)]
+    for title, findings in (("wrong", report.problems), ("notes", report.notes)):
+        if findings:
+            lines += ["", f"{title}:", *(line for f in findings for line in _finding(f))]
+    return [*lines, *([] if report.problems else ["", "nothing is wrong"])]
+
+
+def _table(splits: tuple[SplitCounts, ...]) -> list[str]:
+    head = ("data set", "split", "refs", "sentences", "pictures")
+    known = any(split.published != (None, None) for split in splits)
+    rows = [head + ("published refs", "published sentences") * known]
+    for split in splits:
+        counts = (split.refs, split.sentences, split.pictures) + split.published * known
+        rows.append(
+            (split.dataset, split.split, *("" if count is None else str(count) for count in counts))
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
+    return [
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+
+
+def _finding(finding: Finding) -> list[str]:
+    rest = finding.count - len(finding.examples)
+    examples = [f"    {' '.join(example.split())}" for example in finding.examples]
+    return [f"  {finding.what}: {finding.count}", *examples, *(["    ..."] if rest > 0 else [])]
+
+
+def _draw(args: argparse.Namespace, report: DataReport) -> None:
+    from bridger.data.sheet import contact_sheet
+
+    args.sheet.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(report.opened, seed=args.seed).save(args.sheet)
+    say("", f"drew {args.sheet}")

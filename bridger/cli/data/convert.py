@@ -1,0 +1,40 @@
+"""`bridger data convert`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from bridger.cli.base import Counter, say
+
+HELP = "write a data set as JSON Lines, which open fast and can be edited by hand"
+EXAMPLES = """\
+  bridger data convert refcoco lines
+  bridger data convert coco lines --dataset refcocog/google
+"""
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("data", type=Path, metavar="DIR", help="folder of the data set")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="becomes a folder with a file for every split"
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="which one (default: the only one that is there)"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Convert, and say what was written."""
+    from bridger.data.convert import convert
+
+    refs = convert(args.data, args.out, args.dataset, Counter("refs"))
+    say(
+        *(f"wrote {args.out / split}.jsonl with {count} refs" for split, count in refs.items()),
+        "pictures stay where they are",
+        f"next: bridger data check {shlex.quote(str(args.out))}",
+    )
+    return {"folder": str(args.out), "refs": refs}

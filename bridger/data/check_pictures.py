@@ -1,0 +1,152 @@
+"""Looking through one picture of a split with all of its refs; part of `check.py`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridger.data.base import ReferringDataset, Sample
+from bridger.data.masks import MaskFile, Segments, picture_size
+from bridger.pictures import read_picture
+from bridger.words import OpenClipWords
+
+MISSING = "missing pictures"
+BROKEN = "pictures that cannot be read"
+OTHER_SIZE = "pictures of another size than annotated"
+UNREADABLE_REFS = "refs that cannot be read"
+UNREADABLE_MASKS = "masks that cannot be read"
+EMPTY_MASKS = "empty masks though something is meant"
+EMPTY_SENTENCES = "empty sentences"
+DUPLICATED_IDS = "ids that several refs share"
+TINY = "pictures of less than 16 pixels on a side"
+LOSSY = "masks in JPEG files, where pixels near an edge are not 0"
+WHOLE = "masks that cover their whole picture"
+LONG = "sentences of more than {limit} tokens, which are cut"
+DUPLICATED_SENTENCES = "sentences that are there twice for a picture"
+LEAST_SIDE = 16
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that was found.
+
+    Attributes:
+        what: which kind of thing.
+        example: where, and what helps to mend it.
+        note: whether it is only worth knowing.
+    """
+
+    what: str
+    example: str
+    note: bool = False
+
+
+class PictureCheck:
+    """Looks through pictures; a file that several splits have is read once.
+
+    Args:
+        decode: read pictures whole, and not only their heads.
+    """
+
+    def __init__(self, decode: bool) -> None:
+        self.decode = decode
+        self.sizes: dict[Path, tuple[int, int] | None] = {}
+        self.words = OpenClipWords.load(Path(), {})
+
+    def __call__(
+        self, data: ReferringDataset, refs: Sequence[int], *, label: str, limit: int
+    ) -> tuple[list[Remark], list[int]]:
+        """Look through one picture.
+
+        Args:
+            data: the split.
+            refs: indices of the refs of the picture.
+            label: how the split is called in examples.
+            limit: most tokens of a sentence.
+
+        Returns:
+            What was found, and the refs' ids.
+        """
+        remarks: list[Remark] = []
+        samples: list[tuple[str, Sample]] = []
+        for index in refs:
+            try:
+                sample = data[index]
+            # An annotation may be wrong in any way, and the others are to be looked at too.
+            except Exception as error:
+                remarks.append(Remark(UNREADABLE_REFS, f"{label} number {index}: {error}"))
+                continue
+            samples.append((f"{label} ref {sample.ref_id}", sample))
+        looked_at: set[Path] = set()
+        for place, sample in samples:
+            path = sample.image_path
+            if path not in self.sizes:
+                remarks += self._read(place, path)
+            size = self.sizes[path]
+            if size is not None and path not in looked_at:
+                remarks += _compare_sizes(place, sample, size)
+            looked_at.add(path)
+            remarks += _check_mask(place, sample, sample.size or size)
+            remarks += self._check_sentences(place, sample, limit)
+        said = Counter((s.image_path, text) for _, s in samples for text in s.sentences)
+        for (path, text), count in said.items():
+            if count > 1:
+                example = f"{label} {path.name}: {text!r} {count} times"
+                remarks.append(Remark(DUPLICATED_SENTENCES, example, note=True))
+        return remarks, [sample.ref_id for _, sample in samples]
+
+    def _read(self, place: str, path: Path) -> Iterator[Remark]:
+        self.sizes[path] = None
+        if not path.is_file():
+            yield Remark(MISSING, f"{place}: {path}")
+            return
+        try:
+            height, width = read_picture(path).shape[1:] if self.decode else picture_size(path)
+        except Exception as error:
+            yield Remark(BROKEN, f"{place}: {error}")
+            return
+        self.sizes[path] = (height, width)
+        if min(height, width) < LEAST_SIDE:
+            yield Remark(TINY, f"{place}: {path} is {height} x {width}", note=True)
+
+    def _check_sentences(self, place: str, sample: Sample, limit: int) -> Iterator[Remark]:
+        if not sample.sentences:
+            yield Remark(EMPTY_SENTENCES, f"{place} has no sentence")
+        for text in sample.sentences:
+            count = len(self.words.encode([text])[0])
+            if count <= 2:  # nothing between start and end
+                yield Remark(EMPTY_SENTENCES, f"{place}: {text!r}")
+            elif count > limit:
+                shown = text if len(text) <= 60 else f"{text[:57]}..."
+                what = LONG.format(limit=limit)
+                yield Remark(what, f"{place}: {shown!r} has {count}", note=True)
+
+
+def _compare_sizes(place: str, sample: Sample, size: tuple[int, int]) -> Iterator[Remark]:
+    if sample.size is not None and sample.size != size:
+        yield Remark(
+            OTHER_SIZE,
+            f"{place}: {sample.image_path} is {size[0]} x {size[1]}, annotated is "
+            f"{sample.size[0]} x {sample.size[1]} (height x width)",
+        )
+
+
+def _check_mask(place: str, sample: Sample, size: tuple[int, int] | None) -> Iterator[Remark]:
+    """Decode a mask; where the picture cannot be read and nothing says its size, there is none."""
+    outline = sample.outline
+    if size is None:
+        return
+    try:
+        mask = outline.mask(size)
+    except Exception as error:
+        yield Remark(UNREADABLE_MASKS, f"{place}: {error}")
+        return
+    meant = not isinstance(outline, Segments) or len(outline.parts) > 0
+    if meant and not mask.any():
+        yield Remark(EMPTY_MASKS, f"{place}: {sample.sentences[0]!r} of {sample.image_path}")
+    if min(size) >= LEAST_SIDE and mask.all():
+        yield Remark(WHOLE, f"{place}: {sample.image_path}", note=True)
+    if isinstance(outline, MaskFile) and outline.path.suffix.lower() in (".jpg", ".jpeg"):
+        yield Remark(LOSSY, f"{place}: {outline.path}", note=True)
