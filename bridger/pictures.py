@@ -160,5 +160,8 @@ def _to_bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _bytes_to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """(h, w, 3) bytes to (3, h, w); a copy, as PIL's own memory is read-only."""
-    return torch.from_numpy(np.moveaxis(array, -1, 0).copy())
+    """(h, w, 3) bytes to (3, h, w); a copy, as PIL's own memory is read-only.
+
+    The channels of a pixel stay together in memory: a plain copy, and what the letterbox reads.
+    """
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)

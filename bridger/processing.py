@@ -77,7 +77,8 @@ class Processor:
         """
         picture = read_picture(image)
         placement = Placement.fit((picture.shape[1], picture.shape[2]), self.image_size)
-        warped = placement.into_input(picture, 255 * torch.tensor(self.mean))
+        border = (255 * torch.tensor(self.mean)).round_()  # OpenCV has it in bytes too
+        warped = placement.into_input(picture, border)
         return warped.round_().clamp_(0, 255).to(torch.uint8), placement
 
     def normalize(self, fitted: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class Processor:
         mean, std = (
             torch.tensor(v, device=fitted.device)[:, None, None] for v in (self.mean, self.std)
         )
-        return (fitted.to(torch.float32) / 255 - mean) / std
+        return (fitted.to(torch.float32) / 255).sub_(mean).div_(std)
 
     def image(self, image: ImageLike) -> tuple[Tensor, Placement]:
         """Turn a picture of any kind, mode and size into pixel values (3, H, W).

@@ -3,8 +3,8 @@
 The map is x' = s x + (W - s w) / 2 on pixel indices (likewise for y) with s = min(H/h, W/w): no
 half-pixel shift, no antialiasing, fractional offsets kept, as the reference implementation's
 cv2.warpAffine. Since it is axis-aligned, interpolation is separable: each output row mixes a few
-input rows, then each output column a few input columns. OpenCV itself rounds coordinates to 1/32
-pixel, so its results differ from these by a little.
+input rows, then each output column a few input columns. OpenCV before 5.0 rounds coordinates to
+1/32 pixel: its results are these at the rounded coordinates, to one grey level.
 
 Shapes: C channels, h w the picture's size, H W the input's size.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,40 @@ def resample(
         (C, H, W), float32.
     """
     kernel = _cubic if cubic else _linear
-    border = border.to(torch.float32)[:, None, None]
-    # Along one axis at a time the border may be left out, as the weights of all taps add up to
-    # one: mix (image - border) with zeros outside, and add the border at the end.
-    mixed = _mix(image, rows, kernel, border)
-    mixed = _mix(mixed.transpose(1, 2), columns, kernel, torch.zeros_like(border))
-    return mixed.transpose(1, 2) + border
+    channels, height, width = image.shape
+    # Whole rows are mixed, which lie together in memory: first the picture's (a row holds all
+    # columns and channels), then those of its transpose.
+    mixed, down = _mix(image.permute(1, 2, 0).reshape(height, -1), rows, kernel)
+    mixed, across = _mix(mixed.T.reshape(width, -1), columns, kernel)
+    mixed = mixed.T.contiguous().view(channels, len(rows), len(columns))
+    # The weights of all taps add up to one; what those inside lack is the border's.
+    outside = 1 - down[:, None] * across
+    return mixed.addcmul_(border.to(torch.float32)[:, None, None], outside)
 
 
-def _mix(image: Tensor, at: Tensor, kernel: Callable[[Tensor], Tensor], border: Tensor) -> Tensor:
-    """Interpolate (C, h, w) - border along h at the coordinates `at` (H,): (C, H, w)."""
+def _mix(table: Tensor, at: Tensor, kernel: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Interpolate between the rows of (h, m), which count as 0 outside, at coordinates (H,).
+
+    Returns:
+        (H, m), float32, and the sum of the weights (H,) of the rows that are not outside.
+    """
     first, weights = at.floor().long(), kernel(at - at.floor())
     taps = weights.shape[0]
-    total = image.new_zeros((image.shape[0], len(at), image.shape[2]), dtype=torch.float32)
-    for tap, weight in zip(range(1 - taps // 2, 1 + taps // 2), weights, strict=True):
-        index = first + tap
-        inside = (index >= 0) & (index < image.shape[1])
-        # Converting only the rows that are read keeps large pictures in bytes.
-        taken = image[:, index.clamp(0, image.shape[1] - 1)].to(torch.float32) - border
-        total += taken * torch.where(inside, weight, 0.0).to(torch.float32)[:, None]
-    return total
+    index = first + torch.arange(1 - taps // 2, 1 + taps // 2)[:, None]
+    inside = (index >= 0) & (index < len(table))
+    weights = torch.where(inside, weights, 0.0).to(torch.float32)
+    index = index.clamp(0, len(table) - 1)
+    if index.numel() < len(table):  # a much larger picture: what is not read stays in bytes
+        table, index = table[index.flatten()], torch.arange(index.numel()).view_as(index)
+    # A weighted sum of rows; unlike a matrix product it is exact whatever precision is asked of
+    # those (autocast, `set_float32_matmul_precision`).
+    mixed = F.embedding_bag(
+        index.T.contiguous(),
+        table.to(torch.float32),
+        mode="sum",
+        per_sample_weights=weights.T.contiguous(),
+    )
+    return mixed, weights.sum(0)
 
 
 def _linear(t: Tensor) -> Tensor:

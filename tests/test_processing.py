@@ -15,7 +15,6 @@ from PIL import Image
 from bridger.pictures import read_picture
 from bridger.prediction import Prediction
 from bridger.processing import Processor
-from bridger.warp import Placement
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = [(48, 64), (70, 33), (20, 20), (9, 60), (1, 1), (1, 50), (200, 150)]
@@ -28,70 +27,6 @@ def processor(size: int | tuple[int, int] = 40, **changes: Any) -> Processor:
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def direct_warp(image: np.ndarray, size: int, border: list[float]) -> np.ndarray:
-    """The letterbox written out pixel by pixel, from the definition: cubic with A = -0.75."""
-
-    def weight(x: float, a: float = -0.75) -> float:
-        x = abs(x)
-        if x < 1:
-            return (a + 2) * x**3 - (a + 3) * x**2 + 1
-        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
-
-    h, w, channels = image.shape
-    s = min(size / h, size / w)
-    out = np.zeros((size, size, channels))
-    for row in range(size):
-        for column in range(size):
-            y, x = (row - (size - s * h) / 2) / s, (column - (size - s * w) / 2) / s
-            for i in range(int(np.floor(y)) - 1, int(np.floor(y)) + 3):
-                for j in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
-                    inside = 0 <= i < h and 0 <= j < w
-                    value = image[i, j] if inside else np.array(border)
-                    out[row, column] += weight(y - i) * weight(x - j) * value
-    return out
-
-
-@pytest.mark.parametrize("size", [(12, 7), (5, 16), (3, 3), (1, 1)])
-def test_letterbox_equals_its_definition(size: tuple[int, int]) -> None:
-    image, border = noise(*size), [255 * m for m in MEAN]
-    placement = Placement.fit(size, (10, 10))
-    warped = placement.into_input(torch.from_numpy(image).permute(2, 0, 1), torch.tensor(border))
-    expected = direct_warp(image, 10, border)
-    np.testing.assert_allclose(warped.permute(1, 2, 0), expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_letterbox_agrees_with_opencv(size: tuple[int, int]) -> None:
-    """Up to OpenCV's own rounding of coordinates to 1/32 pixel (its releases differ in it)."""
-    cv2 = pytest.importorskip("cv2")
-    # A picture without fine detail, as the slope times the rounding is the difference.
-    small = Image.fromarray(noise(4, 5)).resize(size[::-1], Image.Resampling.BICUBIC)
-    image, (h, w), side = np.asarray(small), size, 64
-    s = min(side / h, side / w)
-    matrix = np.array([[s, 0, (side - s * w) / 2], [0, s, (side - s * h) / 2]])
-    border = [255 * m for m in MEAN]
-    expected = cv2.warpAffine(
-        image, matrix, (side, side), flags=cv2.INTER_CUBIC, borderValue=border
-    )
-    fitted, placement = processor(side).fit(image)
-    difference = np.abs(fitted.permute(1, 2, 0).numpy().astype(float) - expected)
-    assert difference.mean() < 1
-
-    mask = noise(h, w, 1)[..., 0] > 127
-    expected = cv2.warpAffine(
-        mask.astype(np.uint8) * 255, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=0
-    )
-    target = processor(side).target(mask, placement).numpy()
-    assert np.abs(target - expected / 255).mean() < 0.02
-
-    field = torch.rand(1, 1, 8, 8)
-    field = torch.nn.functional.interpolate(field, (64, 64), mode="bicubic", align_corners=True)
-    expected = cv2.warpAffine(
-        field[0, 0].numpy(), cv2.invertAffineTransform(matrix), (w, h), flags=cv2.INTER_CUBIC
-    )
-    assert np.abs(placement.out_of_input(field[0])[0].numpy() - expected).mean() < 0.01
 
 
 def test_picture_of_the_input_size_passes_unchanged() -> None:
