@@ -1,13 +1,11 @@
-"""BridgerTrainer and recipes: resuming to the same bits, checkpoints without towers, Ctrl-C."""
+"""BridgerTrainer: resuming to the same bits, checkpoints without towers, Ctrl-C."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
 from bridger.recomputing import recomputes
-from bridger.training import BridgerTrainer, Recipe, load_towers
+from bridger.training import BridgerTrainer
 
 SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
 HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
@@ -223,50 +221,3 @@ def test_progress_in_a_pipe_is_plain_lines(
     out, err = capsys.readouterr()
     assert "step 1/2: loss" in err and "\r" not in err
     assert out == ""
-
-
-def test_recipes_go_to_json_and_back(tmp_path: Path) -> None:
-    recipe = Recipe(stages=((3, 3), (7, 5)), bridger_options={"hidden_dim": 32}, steps=7)
-    recipe.save(tmp_path / "recipe.json")
-    assert Recipe.load(tmp_path / "recipe.json") == recipe
-    assert Recipe.preset("etris").head["preset"] == "etris"
-
-
-def test_the_released_recipe_is_for_pictures_of_416_pixels(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: dict[str, Any] = {}
-
-    def create(name: str, **options: Any) -> Any:
-        asked.update(options, name=name)
-        return SimpleNamespace(visual=None)
-
-    monkeypatch.setattr("open_clip.create_model", create)
-    load_towers(Recipe.preset("etris").towers)
-    assert asked == {"name": "ViT-B-16-quickgelu", "pretrained": "openai", "force_image_size": 416}
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"step": 3}, "no option 'step'.*'steps'"),
-        ({"steps": 0}, "steps must be a positive whole number, got 0"),
-        ({"learning_rate": "fast"}, "learning_rate must be a number above 0"),
-        ({"warmup": 1.5}, "share of all steps"),
-        ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ([1], "one JSON object, found list"),
-    ],
-)
-def test_bad_recipes_say_what_is_wrong(tmp_path: Path, values: Any, words: str) -> None:
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=words):
-        Recipe.load(path)
-
-
-def test_a_recipe_builds_the_same_head_with_bridgers_and_without() -> None:
-    recipe = Recipe(stages=2, head=HEAD, bridger_options={"hidden_dim": 16, "num_heads": 2})
-    bridged = recipe.build(*PAIRS["open_clip_vit"](), None)
-    alone = recipe.replace(bridgers=None).build(*PAIRS["open_clip_vit"](), None)
-    assert bridged.encoder.bridgers is not None and alone.encoder.bridgers is None
-    assert_same(bridged.heads["head"].state_dict(), alone.heads["head"].state_dict())

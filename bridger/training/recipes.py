@@ -10,153 +10,252 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.config import Config, did_you_mean
+from bridger.config import Config
+from bridger.training.recipe_checks import check_recipe
+from bridger.training.recipe_files import read_inherited, recipe_path
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bridger.model import BridgedModel
     from bridger.processing import Processor
+    from bridger.training.rates import Scheduler
 
-SCHEDULES = ["cosine", "linear", "constant", "constant_with_warmup"]
+STEPS = 1000
+"""Updates of a recipe that does not say how long it is."""
+
+DESCRIPTIONS = ("note", "aims", "cost", "report_to")
+"""Options that decide nothing about what is learned."""
 
 
 @dataclass(frozen=True)
 class Recipe(Config):
-    """What is trained, and how.
+    """What is trained, on what, and how.
 
     Attributes:
+        note: what it is, in a sentence or two.
         towers: the frozen pair; see `bridger.training.load_towers`.
-        stages: as in `attach_bridgers`.
+        stages: as in `attach_bridgers`, as are `trainable`, `connect` and `word_length`.
         bridgers: a preset of `BridgerConfig`, or None for the head alone.
         bridger_options: options that differ from that preset.
         head: options of the referring segmentation head, its "preset" among them.
-        trainable: tower tensors that are trained; as in `attach_bridgers`.
-        steps: updates.
-        batch_size: pictures in an update.
+        trainable: tower tensors that are trained.
+        connect: the released code's residual in a ResNet's last map.
+        word_length: tokens that every text is cut to and padded to with id 0, as in the released
+            code; None: texts are as long as they are.
+        max_length: most tokens of a text, None: as many as the towers take.
+        datasets: names of `bridger.data.PUBLISHED`; several are mixed, none: whatever is in the
+            folder.
+        augment: of "flip", "colour", "crop"; each is left out where the words forbid it.
+        steps: updates; without `epochs` 1,000 by default.
+        epochs: in place of steps: how often every item is seen, in whole batches. An item is a
+            ref, and with several `expressions` a picture.
+        batch_size: items of an update, over all devices and micro-batches.
+        accumulation: micro-batches of an update on each device.
         expressions: expressions for each picture of a batch. More than one is cheap, since the
             first part of the vision tower runs once per picture.
+        optimizer: "adamw", or "adam", which knows no weight decay.
+        betas, eps: of the optimizer.
         learning_rate: of heads, and of all that has no rate of its own.
         bridger_learning_rate: of Bridgers; None: as the rest.
         tower_learning_rate: of `trainable` tower tensors and of peft's layers; None: as the rest.
-        schedule: of all rates, after a linear warm-up.
+        schedule: of all rates, after a linear warm-up: "cosine", "linear", "constant",
+            "constant_with_warmup" (transformers'), or "multistep".
+        milestones: where rates are multiplied by `gamma`, in epochs, or in steps where the recipe
+            has `steps`. "multistep" only.
         warmup: steps of warm-up, as a share of all.
         weight_decay: of matrices (AdamW's).
         max_grad_norm: gradients are scaled down to this norm; 0: never.
-        evaluations: how often the validation split is looked at; the best adapter is kept.
+        precision: "float32", or autocast to "bf16" or "fp16" (with scaled losses) in training.
+        activation_checkpointing: compute again in backward what towers and Bridgers need.
+        evaluations: how often the validation split is looked at; the best adapter is kept. None:
+            after every epoch, or four times where the recipe has `steps`.
+        metric: by which it is the best; one that `bridger.evaluation` reports.
+        report_to: where transformers' Trainer writes its logs.
         seed: of initial values, dropout and the order of pictures.
+        aims: published figures: "metric", "source", and "splits" with a percentage by split.
+        cost: what a run takes, measured or estimated, and on what.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: a value that cannot be, or two that do not fit together.
     """
 
+    note: str = ""
     towers: str = "tiny"
     stages: Any = 3
     bridgers: str | None = "paper"
     bridger_options: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
     trainable: tuple[str, ...] = ()
-    steps: int = 1000
+    connect: bool = False
+    word_length: int | None = None
+    max_length: int | None = None
+    datasets: tuple[str, ...] = ()
+    augment: tuple[str, ...] = ()
+    steps: int | None = None
+    epochs: int | None = None
     batch_size: int = 16
+    accumulation: int = 1
     expressions: int = 2
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     learning_rate: float = 1e-3
     bridger_learning_rate: float | None = None
     tower_learning_rate: float | None = None
     schedule: str = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    evaluations: int = 4
+    precision: str = "float32"
+    activation_checkpointing: bool = False
+    evaluations: int | None = None
+    metric: str = "mIoU"
+    report_to: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
+    aims: Mapping[str, Any] = field(default_factory=dict)
+    cost: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "expressions", "evaluations"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        rates = ("learning_rate", "bridger_learning_rate", "tower_learning_rate")
-        for name in rates:
-            value = getattr(self, name)
-            if (value is not None or name == rates[0]) and not _is_number(value, above=0):
-                raise ValueError(f"{name} must be a number above 0, got {value!r}")
-        for name in ("warmup", "weight_decay", "max_grad_norm"):
-            if not _is_number(getattr(self, name)):
-                raise ValueError(f"{name} must be a number, 0 or more, got {getattr(self, name)!r}")
-        if self.warmup >= 1:
-            raise ValueError(f"warmup is a share of all steps and below 1, got {self.warmup}")
-        if self.schedule not in SCHEDULES:
-            known = did_you_mean(str(self.schedule), SCHEDULES)
-            raise ValueError(f"schedule={self.schedule!r} is unknown: {known}")
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
+        check_recipe(self)
+
+    # Files.
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Recipe:
-        """Return a preset, with some options changed.
+        """Return a recipe of the package, with some options changed as by `replace`.
 
         Args:
-            name: "quickstart", or "etris" (the released code's rate, optimiser and head).
+            name: "quickstart", "etris-vit-b16-refcoco", ...; `bridger recipes` lists them.
             **changes: options that shall differ.
 
         Raises:
-            ValueError: the preset or an option is unknown.
+            ValueError: the recipe or an option is unknown.
 
         Example:
             >>> Recipe.preset("quickstart", steps=20).steps
             20
         """
-        if name not in _PRESETS:
-            known = did_you_mean(name, list(_PRESETS))
-            raise ValueError(f"there is no recipe {name!r}: {known}")
-        return cls.from_dict({**_PRESETS[name], **changes})
+        return cls.load(recipe_path(name)).replace(**changes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
-        """Read a recipe's JSON file.
+        """Read a recipe's JSON file; "base" in it names a recipe that it changes.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is no JSON object, or holds an unknown option or a bad value.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no recipe file {path}")
+        first, *changes = read_inherited(Path(path))
         try:
-            values = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold one JSON object, found {type(values).__name__}")
-        return cls.from_dict(values)
+            recipe = cls.from_dict(first)
+            for values in changes:
+                recipe = recipe.replace(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return recipe
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recipe as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write the whole recipe as JSON."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
 
-    def build(
-        self, vision: nn.Module, text: nn.Module, processor: Processor | None
-    ) -> BridgedModel:
-        """Attach Bridgers and the head to a pair of towers, from the recipe's seed.
+    def replace(self, **changes: Any) -> Recipe:
+        """Return a copy with some options changed.
 
-        The head starts from the same values with Bridgers and without.
+        `steps` takes the place of `epochs`, and the other way round. Where the length changes,
+        milestones that are not given keep their share of it.
+
+        Raises:
+            ValueError: see `Recipe`.
         """
-        import torch
+        for name, other in (("steps", "epochs"), ("epochs", "steps")):
+            value = changes.get(name)
+            if isinstance(value, int) and other not in changes:
+                stretch = value / self.length
+                kept = tuple(_plain(milestone * stretch) for milestone in self.milestones)
+                changes = {"milestones": kept, **changes, other: None}
+        return super().replace(**changes)
 
-        from bridger.attach import attach_bridgers
-        from bridger.bridgers import BridgerConfig
-        from bridger.heads import ReferringSegmentationHead
+    def differences(self, other: Recipe) -> list[str]:
+        """Return the options in which two recipes differ, those aside that only describe."""
+        first, second = (json.loads(json.dumps(r.to_dict())) for r in (self, other))
+        return [n for n in first if n not in DESCRIPTIONS and first[n] != second[n]]
 
-        config = None
-        if self.bridgers is not None:
-            config = BridgerConfig.preset(self.bridgers, **self.bridger_options)
-        torch.manual_seed(self.seed)
-        encoder = attach_bridgers(vision, text, self.stages, config, trainable=self.trainable)
-        torch.manual_seed(self.seed)
-        try:
-            model = encoder.with_head(ReferringSegmentationHead, **self.head)
-        except BaseException:
-            encoder.detach()
-            raise
-        model.processor = processor or model.processor
-        return model
+    # What a run takes from it.
+
+    @property
+    def length(self) -> int:
+        """The steps, or the epochs where those are given."""
+        return self.epochs or self.steps or STEPS
+
+    def steps_for(self, items: int | None = None) -> int:
+        """Return the number of updates.
+
+        Args:
+            items: refs of the training split, or pictures where a batch holds several expressions
+                of each; needed where the recipe counts epochs.
+
+        Raises:
+            ValueError: the recipe counts epochs, and items are missing or do not fill a batch.
+        """
+        return self.length * (1 if self.epochs is None else self._batches(items))
+
+    def _batches(self, items: int | None) -> int:
+        if items is None or items < self.batch_size:
+            raise ValueError(
+                f"an epoch of {items} items holds no batch of {self.batch_size}: choose a smaller "
+                "batch_size, or steps in place of epochs"
+            )
+        return items // self.batch_size
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return how many of a run's updates are warm-up."""
+        return math.ceil(self.warmup * steps)
+
+    def scheduler(self, items: int | None = None) -> Scheduler | None:
+        """Return the maker of the schedule of learning rates.
+
+        Args:
+            items: as in `steps_for`.
+
+        Returns:
+            None where transformers' Trainer makes it from `arguments`.
+        """
+        if self.schedule != "multistep":
+            return None
+        from bridger.training.rates import falling_at
+
+        unit = 1 if self.epochs is None else self._batches(items)
+        milestones = [milestone * unit for milestone in self.milestones]
+        return falling_at(milestones, self.gamma, self.warmup_steps(self.steps_for(items)))
+
+    def arguments(
+        self,
+        folder: str | os.PathLike[str],
+        evaluate: bool,
+        items: int | None = None,
+        **changes: Any,
+    ) -> Any:
+        """Return transformers' TrainingArguments for a run with its checkpoints in `folder`.
+
+        Args:
+            folder: of the checkpoints.
+            evaluate: whether there is something to validate on.
+            items: as in `steps_for`.
+            **changes: arguments that shall differ.
+
+        Raises:
+            ValueError: the batch does not split into the devices' shares, fp16 without an
+                accelerator, `report_to` names what is not installed.
+        """
+        from bridger.training.arguments import training_arguments
+
+        return training_arguments(self, folder, self.steps_for(items), evaluate, **changes)
 
     def learning_rates(self, model: BridgedModel) -> dict[str, float]:
         """Return the rates of the parts that have their own."""
@@ -168,81 +267,59 @@ class Recipe(Config):
         parts = [group["name"] for group in model.parameter_groups()]
         return {name: rate for name, rate in own.items() if rate is not None and name in parts}
 
-    def arguments(self, folder: str | os.PathLike[str], evaluate: bool, **changes: Any) -> Any:
-        """Return transformers' TrainingArguments for a run with its checkpoints in `folder`.
+    def build(
+        self, vision: nn.Module, text: nn.Module, processor: Processor | None
+    ) -> BridgedModel:
+        """Attach Bridgers and the head to a pair of towers, from the recipe's seed.
 
-        Args:
-            folder: of the checkpoints.
-            evaluate: whether there is something to validate on.
-            **changes: arguments that shall differ.
+        The head starts from the same values with Bridgers and without.
+
+        Raises:
+            ValueError: options that do not fit the towers; see `attach_bridgers`.
         """
         import torch
-        from transformers import TrainingArguments
 
-        every = max(1, math.ceil(self.steps / self.evaluations))
-        options: dict[str, Any] = {
-            "output_dir": os.fspath(folder),
-            "max_steps": self.steps,
-            "per_device_train_batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "lr_scheduler_type": self.schedule,
-            "warmup_steps": math.ceil(self.warmup * self.steps),
-            "weight_decay": self.weight_decay,
-            "max_grad_norm": self.max_grad_norm,
-            "seed": self.seed,
-            "optim": "adamw_torch_fused",
-            "logging_steps": max(1, self.steps // 20),
-            "save_strategy": "steps",
-            "save_steps": every,
-            "save_total_limit": 2,
-            "report_to": "none",
-            "remove_unused_columns": False,
-            "label_names": ["labels"],
-            "dataloader_pin_memory": torch.cuda.is_available(),
-        }
-        if evaluate:
-            options |= {
-                "eval_strategy": "steps",
-                "eval_steps": every,
-                "load_best_model_at_end": True,
-                "metric_for_best_model": "eval_mIoU",
-                "greater_is_better": True,
-            }
-        return TrainingArguments(**{**options, **changes})
+        from bridger.attach import attach_bridgers
+        from bridger.bridgers import BridgerConfig
+        from bridger.heads import ReferringSegmentationHead
 
+        config = None
+        if self.bridgers is not None:
+            config = BridgerConfig.preset(self.bridgers, **self.bridger_options)
+        torch.manual_seed(self.seed)
+        encoder = attach_bridgers(
+            vision,
+            text,
+            self.stages,
+            config,
+            trainable=self.trainable,
+            connect=self.connect,
+            word_length=self.word_length,
+        )
+        torch.manual_seed(self.seed)
+        try:
+            model = encoder.with_head(ReferringSegmentationHead, **self.head)
+            model.processor = self._cutting(processor or model.processor)
+        except BaseException:
+            encoder.detach()
+            raise
+        return model
 
-_PRESETS: dict[str, dict[str, Any]] = {
-    # As good as 2 cores can make it in five minutes.
-    "quickstart": {
-        # At the head's rate and with norms behind their branches they shrink to constants.
-        "bridger_options": {"dropout": 0.0, "pre_norm": True},
-        "head": {"width": 64, "num_layers": 2, "num_heads": 4, "dropout": 0.0},
-        "steps": 330,
-        "learning_rate": 2e-3,
-        "bridger_learning_rate": 5e-4,
-        "warmup": 0.25,  # at 0.1, chance in the first steps moves the end by six points
-        "evaluations": 2,
-    },
-    # docs/method.md, section 8; the released step schedule of rates is left to `schedule`.
-    "etris": {
-        "towers": "open_clip:ViT-B-16-quickgelu:openai@416",
-        "head": {"preset": "etris"},
-        "trainable": ("positions",),
-        "steps": 66_250,
-        "batch_size": 32,
-        "expressions": 1,
-        "learning_rate": 1e-4,
-        "bridger_learning_rate": 1e-3,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 0.0,
-        "evaluations": 50,
-    },
-}
+    def _cutting(self, processor: Processor | None) -> Processor | None:
+        """Return the processor as it cuts sentences for this recipe."""
+        from bridger.processing import Processor
+
+        length = self.word_length or self.max_length
+        if processor is None or length is None:
+            return processor
+        if length > processor.max_length:
+            raise ValueError(
+                f"the text tower takes {processor.max_length} tokens, the recipe asks for {length}"
+            )
+        pictures = (processor.image_size, processor.mean, processor.std)
+        return Processor(*pictures, processor.words, length)
 
 
-def _is_number(value: Any, above: float | None = None) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return False
-    return value >= 0 if above is None else value > above
+def _plain(number: float) -> float:
+    """Write whole numbers as such."""
+    return int(number) if number == int(number) else number

@@ -1,0 +1,182 @@
+"""What a recipe may say: every option is checked when the recipe is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bridger.config import did_you_mean
+
+if TYPE_CHECKING:
+    from bridger.training.recipes import Recipe
+
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "multistep")
+OPTIMIZERS = ("adamw", "adam")
+PRECISIONS = ("float32", "bf16", "fp16")
+AUGMENTATIONS = ("flip", "colour", "crop")
+METRICS = (
+    "mIoU",
+    "oIoU",
+    *(f"P@0.{tenth}" for tenth in range(5, 10)),
+    "gIoU",
+    "cIoU",
+    "N-acc",
+)
+AIMS = ("metric", "source", "splits")
+
+_COUNTS = ("batch_size", "accumulation", "expressions")
+_COUNTS_OR_NONE = ("steps", "epochs", "evaluations", "word_length", "max_length")
+_RATES = ("learning_rate", "eps", "gamma")
+_RATES_OR_NONE = ("bridger_learning_rate", "tower_learning_rate")
+_NUMBERS = ("warmup", "weight_decay", "max_grad_norm")
+_FLAGS = ("connect", "activation_checkpointing")
+_TEXTS = ("towers", "note", "cost")
+_MAPPINGS = ("bridger_options", "head", "aims")
+_WORDS = ("trainable", "datasets", "report_to", "augment")
+_CHOICES = {
+    "schedule": SCHEDULES,
+    "optimizer": OPTIMIZERS,
+    "precision": PRECISIONS,
+    "metric": METRICS,
+}
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe that cannot be followed.
+
+    Raises:
+        ValueError: an option has a value that cannot be, or two do not fit together.
+    """
+    _check_kinds(recipe)
+    for name, known in _CHOICES.items():
+        _check_known(name, getattr(recipe, name), known)
+    for part in recipe.augment:
+        _check_known("augment", part, AUGMENTATIONS)
+    _check_datasets(recipe.datasets)
+    _check_aims(recipe.aims)
+    _check_optimizer(recipe)
+    _check_schedule(recipe)
+    if recipe.steps is not None and recipe.epochs is not None:
+        raise ValueError(
+            f"a run is as long as steps={recipe.steps} or epochs={recipe.epochs} say: give one"
+        )
+    if recipe.batch_size % recipe.accumulation:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} does not split into "
+            f"accumulation={recipe.accumulation} equal micro-batches"
+        )
+    if recipe.word_length is not None and recipe.max_length is not None:
+        raise ValueError(
+            f"word_length={recipe.word_length} already says where sentences are cut: leave out "
+            f"max_length={recipe.max_length}"
+        )
+
+
+def _check_kinds(recipe: Recipe) -> None:
+    """Refuse values of the wrong kind, so that what follows can compare them."""
+    for name in (*_COUNTS, *_COUNTS_OR_NONE):
+        value = getattr(recipe, name)
+        if not (_is_whole(value, 1) or (value is None and name in _COUNTS_OR_NONE)):
+            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    if not _is_whole(recipe.seed, 0):
+        raise ValueError(f"seed must be a whole number, 0 or more, got {recipe.seed!r}")
+    for name in (*_RATES, *_RATES_OR_NONE):
+        value = getattr(recipe, name)
+        if not (_is_number(value, above=0) or (value is None and name in _RATES_OR_NONE)):
+            raise ValueError(f"{name} must be a number above 0, got {value!r}")
+    for name in _NUMBERS:
+        if not _is_number(getattr(recipe, name)):
+            value = getattr(recipe, name)
+            raise ValueError(f"{name} must be a number, 0 or more, got {value!r}")
+    for name in _FLAGS:
+        if not isinstance(getattr(recipe, name), bool):
+            raise ValueError(f"{name} must be true or false, got {getattr(recipe, name)!r}")
+    for name in _TEXTS:
+        if not isinstance(getattr(recipe, name), str):
+            raise ValueError(f"{name} must be a text, got {getattr(recipe, name)!r}")
+    for name in _MAPPINGS:
+        if not isinstance(getattr(recipe, name), Mapping):
+            raise ValueError(f"{name} must hold options by name, got {getattr(recipe, name)!r}")
+    for name in _WORDS:
+        words = getattr(recipe, name)
+        if not _is_list(words) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{name} must be a list of names, got {words!r}")
+    if not (recipe.bridgers is None or isinstance(recipe.bridgers, str)):
+        raise ValueError(f"bridgers must be a preset's name or null, got {recipe.bridgers!r}")
+
+
+def _check_datasets(names: Sequence[str]) -> None:
+    from bridger.data.catalog import PUBLISHED
+
+    for name in names:
+        _check_known("datasets", name, list(PUBLISHED))
+    if len(set(names)) < len(names):
+        raise ValueError(f"datasets names one twice: {', '.join(names)}")
+
+
+def _check_aims(aims: Mapping[str, Any]) -> None:
+    if not aims:
+        return
+    for key in aims:
+        _check_known("aims", key, AIMS)
+    if missing := [key for key in AIMS if key not in aims]:
+        raise ValueError(f"aims must hold {', '.join(AIMS)}; {', '.join(missing)} is missing")
+    _check_known("aims.metric", aims["metric"], METRICS)
+    splits = aims["splits"]
+    percent = isinstance(splits, Mapping) and all(
+        _is_number(value, above=1) and value <= 100 for value in splits.values()
+    )
+    if not splits or not percent:
+        raise ValueError(f"aims.splits must hold a percentage for every split, got {splits!r}")
+    if not isinstance(aims["source"], str) or not aims["source"]:
+        raise ValueError(f"aims.source must say where the figures stand, got {aims['source']!r}")
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    betas = recipe.betas
+    if not _is_list(betas) or len(betas) != 2 or not all(_is_number(b) and b < 1 for b in betas):
+        raise ValueError(f"betas must be two numbers from 0 to below 1, got {betas!r}")
+    if recipe.optimizer == "adam" and recipe.weight_decay:
+        raise ValueError(
+            f"optimizer 'adam' goes without weight decay, got {recipe.weight_decay}: "
+            "'adamw' decays weights"
+        )
+
+
+def _check_schedule(recipe: Recipe) -> None:
+    if recipe.warmup >= 1:
+        raise ValueError(f"warmup is a share of all steps and below 1, got {recipe.warmup}")
+    milestones, length = recipe.milestones, recipe.length
+    if not _is_list(milestones) or not all(_is_number(m, above=0) for m in milestones):
+        raise ValueError(f"milestones must be numbers above 0, got {milestones!r}")
+    if (recipe.schedule == "multistep") != bool(milestones):
+        raise ValueError(
+            f"schedule 'multistep' and milestones belong together, got {recipe.schedule!r} with "
+            f"{list(milestones)}"
+        )
+    if list(milestones) != sorted(set(milestones)) or (milestones and milestones[-1] >= length):
+        unit = "steps" if recipe.epochs is None else "epochs"
+        raise ValueError(
+            f"milestones must grow and lie below the {length} {unit} of the run, "
+            f"got {list(milestones)}"
+        )
+
+
+def _check_known(name: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is unknown: {did_you_mean(str(value), list(known))}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any, above: float | None = None) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    return value >= 0 if above is None else value > above
