@@ -1,4 +1,4 @@
-"""What happens around the Trainer's steps: progress that behaves in a pipe, Ctrl-C that saves."""
+"""What happens around the Trainer's steps: Ctrl-C that saves, the best checkpoint."""
 
 from __future__ import annotations
 
@@ -8,80 +8,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
+from bridger.training import distributed
 
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """A bar on a terminal; elsewhere a line for each log. Both go to stderr."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.started, self.first_step = 0.0, 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar where there is a terminal to draw it on."""
-        self.started, self.first_step = time.monotonic(), state.global_step
-        if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-    ) -> None:
-        """Say what the Trainer logs, without its bookkeeping."""
-        if not state.is_world_process_zero:
-            return
-        shown = {
-            name.removeprefix("eval_"): value
-            for name, value in logs.items()
-            if name in ("loss", "eval_loss", "eval_mIoU", "eval_oIoU")
-        }
-        if not shown:
-            return
-        judged = any(name.startswith("eval_") for name in logs)
-        which = "validation, first sentences: " if judged else ""
-        figures = which + ", ".join(f"{name} {_figure(name, shown[name])}" for name in shown)
-        if self.bar is None:
-            print(
-                f"step {state.global_step}/{state.max_steps}: {figures}{self._left(state)}",
-                file=sys.stderr,
-                flush=True,
-            )
-        elif which:
-            self.bar.write(f"step {state.global_step}: {figures}", file=sys.stderr)
-        else:
-            self.bar.set_postfix_str(figures)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar, and say which step is kept."""
-        self.close()
-        if state.is_world_process_zero and state.best_global_step is not None:
-            best = _figure("mIoU", state.best_metric)
-            print(f"kept step {state.best_global_step}: mIoU {best}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Close the bar; a second call does nothing."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def _left(self, state: Any) -> str:
-        done = state.global_step - self.first_step
-        if done < 1 or state.global_step >= state.max_steps:
-            return ""
-        each = (time.monotonic() - self.started) / done
-        return f" ({each * (state.max_steps - state.global_step):.0f} s left)"
-
-
-def _figure(name: str, value: float) -> str:
-    return f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %"
+ONE_KEYSTROKE = 2.0
+"""Seconds: a launcher hands its Ctrl-C on, so that processes may get it twice."""
 
 
 class Interruption(TrainerCallback):  # type: ignore[misc]
@@ -91,12 +26,14 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
     the run that nobody interrupted. A second Ctrl-C does not wait, and saves nothing. Between
     steps (`between_steps`, an evaluation) the first one acts at once.
 
-    Also lets the last step be evaluated, so that it can be the best one.
+    Several processes stop after the same step, whichever of them was told. Since none may leave
+    the others waiting, they end an evaluation first.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.between_steps = False
+        self._since = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -112,16 +49,45 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
             signal.signal(signal.SIGINT, before)
 
     def _on_signal(self, signum: int, frame: Any) -> None:
-        if self.requested or self.between_steps:
+        together, now = distributed.is_running(), time.monotonic()
+        if self.requested and together and now - self._since < ONE_KEYSTROKE:
+            return
+        if self.requested or (self.between_steps and not together):
             raise KeyboardInterrupt
-        self.requested = True
-        print("\nstopping after this step (Ctrl-C again: at once, unsaved)", file=sys.stderr)
+        self.requested, self._since = True, now
+        if distributed.is_main():
+            what = "evaluation" if self.between_steps else "step"
+            print(f"\nstopping after this {what} (Ctrl-C again: at once, unsaved)", file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Stop and save where Ctrl-C was pressed; evaluate the last step."""
+        """Stop and save where Ctrl-C was pressed."""
+        self._stop_if_requested(args, control)
+        return control
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Do the same after an evaluation, which several processes end first."""
+        if distributed.is_running():
+            self._stop_if_requested(args, control)
+        return control
+
+    def _stop_if_requested(self, args: Any, control: Any) -> None:
+        self.requested = distributed.any_of(self.requested, args.device)
         if self.requested:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
-        elif state.global_step >= state.max_steps and args.eval_strategy != "no":
+
+
+class BestCheckpoint(TrainerCallback):  # type: ignore[misc]
+    """Lets the last step be the best one, and finds the best checkpoint of a run that was moved."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look for the best checkpoint in this run's own folder, by its step."""
+        if state.best_global_step is not None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(folder) if folder.is_dir() else None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Evaluate the last step, wherever it falls."""
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
         return control

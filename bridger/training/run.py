@@ -7,9 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bridger.data import RaggedRefCollator, RefCollator, ReferringDataset, Sample
 from bridger.evaluation.evaluate import evaluate
+from bridger.training import distributed
+from bridger.training.checkpoints import newest_whole, remove_unfinished
 from bridger.training.pairs import load_towers
+from bridger.training.pictures_log import PredictionPictures
 from bridger.training.recipes import Recipe
 from bridger.training.schedule import Schedule
 from bridger.training.trainer import BridgerTrainer
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     from bridger.model import BridgedModel
 
 RECIPE_FILE, HISTORY_FILE, CHECKPOINTS = "recipe.json", "history.json", "checkpoints"
+LOGS, PICTURES = "runs", "pictures"
+MOST_WORKERS = 4
 
 
 def train(
@@ -28,17 +35,23 @@ def train(
     validation: ReferringDataset | None = None,
     resume: bool = False,
     quiet: bool = False,
+    workers: int | None = None,
 ) -> BridgedModel:
     """Train an adapter; what validates best is saved to `out`, with the recipe beside it.
+
+    Under `torchrun` or `accelerate launch` every process calls this; the first one writes.
 
     Args:
         recipe: what is trained, and how.
         data: the training split.
-        out: becomes the adapter's folder; checkpoints lie in a folder below.
-        validation: the split that chooses the adapter, by the mIoU of the first sentences;
-            without one the last adapter is saved.
-        resume: go on from the last checkpoint in `out`.
+        out: becomes the adapter's folder; checkpoints, logs and pictures lie in folders below.
+        validation: the split that chooses the adapter, by the recipe's metric over the first
+            sentences; without one the last adapter is saved.
+        resume: go on from the last checkpoint in `out` that was written to its end.
         quiet: show no progress.
+        workers: processes that prepare batches, for each process that trains. They do not change
+            what is learned. By default none on the CPU, which has enough to do, and beside a GPU
+            up to four.
 
     Returns:
         The model as saved, in eval mode.
@@ -53,7 +66,7 @@ def train(
     _prepare(out, recipe, resume)
     model = recipe.build(*load_towers(recipe.towers))
     try:
-        trainer = _make_trainer(model, recipe, data, out, validation, quiet)
+        trainer = _make_trainer(model, recipe, data, out, validation, quiet, workers)
         trainer.train(resume_from_checkpoint=resume or None)
     except BaseException:
         model.detach()
@@ -62,12 +75,13 @@ def train(
     if trainer.args.should_save:
         model.save_pretrained(out)
         (out / HISTORY_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+    distributed.wait_for_all()
     return model
 
 
 def has_checkpoint(out: Path) -> bool:
     """Whether a run in that folder has left a checkpoint to go on from."""
-    return any((out / CHECKPOINTS).glob("checkpoint-*"))
+    return newest_whole(out / CHECKPOINTS) is not None
 
 
 def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
@@ -79,16 +93,17 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
             f"{out} already holds checkpoints of a run: resume it, or choose another folder"
         )
     if resume:
-        before, now = Recipe.load(out / RECIPE_FILE).to_dict(), recipe.to_dict()
-        changed = [name for name in now if json.dumps(now[name]) != json.dumps(before[name])]
+        changed = recipe.differences(Recipe.load(out / RECIPE_FILE))
         if changed:
             raise ValueError(
                 f"the run in {out} followed another recipe (it differs in {', '.join(changed)}), "
                 "and a run can be neither changed nor lengthened: resume it with "
                 f"{out / RECIPE_FILE}, or choose another folder"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    recipe.save(out / RECIPE_FILE)
+    elif distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(out / CHECKPOINTS)
+        recipe.save(out / RECIPE_FILE)
 
 
 def _make_trainer(
@@ -98,14 +113,23 @@ def _make_trainer(
     out: Path,
     validation: ReferringDataset | None,
     quiet: bool,
+    workers: int | None,
 ) -> BridgerTrainer:
     if model.processor is None:
         raise RuntimeError(
             f"no processor could be inferred from the towers {recipe.towers!r}: build the model "
             f"with a Processor of your own and train it with BridgerTrainer"
         )
-    args = recipe.arguments(out / CHECKPOINTS, evaluate=validation is not None, disable_tqdm=quiet)
-    items = recipe.steps * args.train_batch_size * args.world_size
+    items = len(data) if recipe.expressions == 1 else len(data.pictures())
+    args = recipe.arguments(
+        out / CHECKPOINTS,
+        evaluate=validation is not None,
+        items=items,
+        disable_tqdm=quiet,
+        # Without it, processes on CPUs do not find each other.
+        use_cpu=not torch.accelerator.is_available(),
+    )
+    args.dataloader_num_workers = _workers(args) if workers is None else workers
     collator: Any = RaggedRefCollator(model.processor)
     if recipe.expressions == 1:
         collator = _Single(RefCollator(model.processor))
@@ -113,17 +137,50 @@ def _make_trainer(
     def score(judged: BridgedModel) -> dict[str, float]:
         if validation is None:
             raise RuntimeError("this run has no validation split to judge the model on")
-        return evaluate(judged, validation, first_sentence=True).figures()
+        report = trainer.progress.judging
+        return evaluate(judged, validation, first_sentence=True, report=report).figures()
 
-    return BridgerTrainer(
+    trainer = BridgerTrainer(
         model,
         args,
         learning_rates=recipe.learning_rates(model),
         score=score,
+        scheduler=recipe.scheduler(items),
         in_order=True,
-        train_dataset=Schedule(data, items, recipe.expressions, recipe.seed),
+        train_dataset=Schedule(
+            data,
+            recipe.batch_size * args.max_steps,
+            recipe.expressions,
+            recipe.seed,
+            recipe.augment,
+        ),
         data_collator=collator,
     )
+    writer = _tensorboard(trainer, out / LOGS)
+    if validation is not None:
+        trainer.add_callback(PredictionPictures(validation, out / PICTURES, writer))
+    return trainer
+
+
+def _workers(args: Any) -> int:
+    """Return how many processes prepare batches beside this one."""
+    if args.device.type == "cpu":
+        return 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST_WORKERS, max(0, (os.cpu_count() or 1) // beside - 1))
+
+
+def _tensorboard(trainer: BridgerTrainer, folder: Path) -> Any:
+    """Let TensorBoard write to `folder`, if the run reports to it; return its writer."""
+    from transformers.integrations import TensorBoardCallback
+
+    if trainer.pop_callback(TensorBoardCallback) is None or not distributed.is_main():
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(os.fspath(folder))
+    trainer.add_callback(TensorBoardCallback(writer))
+    return writer
 
 
 class _Single:

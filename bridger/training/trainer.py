@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from bridger import checkpoint
 from bridger.config import did_you_mean
 from bridger.model import BridgedModel
-from bridger.training.callbacks import Interruption, Progress
+from bridger.training import distributed
+from bridger.training.batch_norm import synchronized_batch_norm
+from bridger.training.callbacks import BestCheckpoint, Interruption
+from bridger.training.checkpoints import newest_whole, remove_unfinished
+from bridger.training.progress import Progress
+from bridger.training.rates import Scheduler
 
 Score = Callable[[BridgedModel], Mapping[str, float]]
 
@@ -25,7 +31,12 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
 
     Checkpoints are adapter folders with the states of optimiser, schedule and random numbers
     beside them; resuming from one goes on to the same bits as an uninterrupted run. Ctrl-C
-    saves one, then raises KeyboardInterrupt.
+    saves one, then raises KeyboardInterrupt. Of a run that was killed, the last checkpoint that
+    was written to its end counts.
+
+    Under `torchrun` or `accelerate launch` several processes share each update. Its loss is the
+    mean over the real expressions of all of them, over accumulated batches too, and BatchNorm of
+    Bridgers and heads normalises over all, so that a run does not depend on the devices it has.
 
     Args:
         model: the bridged model; towers keep their place, whatever is trained.
@@ -35,11 +46,14 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
             `args.learning_rate`.
         score: judges the model in place of the Trainer's own evaluation loop; its figures are
             reported with the prefix "eval_", and one may be `args.metric_for_best_model`.
+        scheduler: makes the schedule of rates from the optimiser and the number of updates; by
+            default `args.lr_scheduler_type` names it.
         in_order: take the training data in its own order, instead of shuffling it.
         **kwargs: as for Trainer: train_dataset, eval_dataset, data_collator, callbacks, ...
 
     Raises:
-        ValueError: a learning rate for a part that is not trained.
+        ValueError: a learning rate for a part that is not trained, fp16 without a GPU, or
+            processes that `args` do not know of.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         *,
         learning_rates: Mapping[str, float] | None = None,
         score: Score | None = None,
+        scheduler: Scheduler | None = None,
         in_order: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -56,8 +71,22 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         for name in learning_rates or {}:
             if name not in parts:
                 raise ValueError(f"nothing trained is called {name!r}: {did_you_mean(name, parts)}")
+        if args.fp16 and args.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU, whose scaler it relies on: on the CPU, use bf16")
+        if distributed.world_size() != args.world_size:
+            raise ValueError(
+                f"{distributed.world_size()} processes were launched, but TrainingArguments know "
+                f"{args.world_size}: on the CPU, set use_cpu=True"
+            )
+        if args.n_gpu > 1:
+            # DataParallel copies modules between threads, hooks and all: one process per GPU.
+            args._n_gpu = 1
+        if args.ddp_broadcast_buffers is None:
+            # Synchronised BatchNorm keeps them equal, and towers' are not to be written to.
+            args.ddp_broadcast_buffers = False
         self.learning_rates = dict(learning_rates or {})
         self.score = score
+        self.scheduler = scheduler
         self.in_order = in_order
         if score is not None and kwargs.get("eval_dataset") is None:
             # The Trainer wants something to evaluate; `score` brings its own pictures.
@@ -65,31 +94,56 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model=model, args=args, **kwargs)
         # Without this the loss of an evaluation is silently dropped.
         self.label_names = ["labels"]
+        # `compute_loss` weighs accumulated batches itself; the Trainer shall not divide again.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.interruption, self.progress = Interruption(), Progress()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        self.add_callback(BestCheckpoint())
         self.add_callback(self.interruption)
         if not args.disable_tqdm:
             self.add_callback(self.progress)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train as Trainer does; Ctrl-C saves a checkpoint.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or True for the last whole one in
+                `args.output_dir`, where those that a killed run left unfinished are removed.
+            **kwargs: as for Trainer.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed.
+            ValueError: there is no whole checkpoint to resume from.
         """
-        with self.interruption.watching():
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self._newest_checkpoint()
+        with self.interruption.watching(), synchronized_batch_norm(self.model):
             try:
-                result = super().train(*args, **kwargs)
+                result = super().train(resume_from_checkpoint or None, **kwargs)
             except KeyboardInterrupt:
-                if self.interruption.between_steps:
+                if self.interruption.between_steps and not distributed.is_running():
                     self._save_checkpoint(self.model, trial=None)
                 raise
             finally:
                 self.progress.close()
+                # Mixed precision wraps the model's forward; afterwards it is the user's again.
+                self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.interruption.requested:
             raise KeyboardInterrupt
         return result
+
+    def _newest_checkpoint(self) -> str:
+        folder = Path(self.args.output_dir)
+        newest = newest_whole(folder)
+        if newest is None:
+            raise ValueError(f"{folder} holds no whole checkpoint to resume from")
+        if self.args.should_save:
+            remove_unfinished(folder)
+        distributed.wait_for_all()
+        return str(newest)
+
+    # Optimisation.
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Give every part its learning rate, and weight decay to matrices alone."""
@@ -106,8 +160,16 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
                 parameters = [p for p in part["params"] if (p.ndim > 1) == decays]
                 decay = self.args.weight_decay if decays else 0.0
                 if parameters:
-                    groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+                    group = {"params": parameters, "lr": rate, "weight_decay": decay}
+                    groups.append({**group, "part": part["name"]})
         return groups
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule with `scheduler`, where there is one."""
+        if self.scheduler is not None and self.lr_scheduler is None:  # type: ignore[has-type]
+            self.lr_scheduler = self.scheduler(optimizer or self.optimizer, num_training_steps)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -115,11 +177,50 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
             return SequentialSampler(dataset)
         return super()._get_train_sampler(dataset)
 
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> int | None:
+        """Count an update's real expressions, in all its batches and processes."""
+        return distributed.total(sum(map(_expressions, batch_samples)), self.args.device)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> Any:
+        """Return this batch's share in the mean over the update's expressions.
+
+        Heads give the mean over a batch's own; several processes' gradients are averaged later.
+        Without `num_items_in_batch`, and in evaluation, the head's mean.
+        """
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if num_items_in_batch is not None and model.training:
+            share = _expressions(inputs) / num_items_in_batch
+            loss = loss * (share * self.args.world_size)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as Trainer does, with the rate of each part where rates are set by part."""
+        if "learning_rate" in logs and self.learning_rates:
+            logs = {**logs, **self._rates}
+        super().log(logs, *args, **kwargs)
+
+    def _get_learning_rate(self) -> Any:
+        # The Trainer asks between an update and the change of rates that follows it.
+        groups = self.optimizer.param_groups
+        self._rates = {f"learning_rate/{group['part']}": group["lr"] for group in groups}
+        return super()._get_learning_rate()
+
+    # Evaluation.
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as Trainer does; Ctrl-C need not wait for the end."""
         self.interruption.between_steps = True
         try:
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            with self.progress.evaluating(self.args, self.state):
+                metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         except KeyboardInterrupt:
             raise
         except BaseException:
@@ -157,6 +258,11 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What comes next says that the checkpoint is whole.
+        distributed.wait_for_all()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._load_adapter(Path(resume_from_checkpoint))
 
@@ -169,6 +275,12 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         _, tensors = checkpoint.read(folder)
         with torch.no_grad():
             checkpoint.load_adapter_tensors(model, tensors, os.fspath(folder))
+
+
+def _expressions(batch: Mapping[str, Any]) -> int:
+    """Return how many real expressions a batch has."""
+    mask = batch.get("expression_mask")
+    return math.prod(batch["input_ids"].shape[:-1]) if mask is None else int(mask.sum())
 
 
 class _Nothing(Dataset[Any]):

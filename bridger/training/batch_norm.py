@@ -1,0 +1,130 @@
+"""BatchNorm over the batch of all processes, for as long as they train together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bridger.model import BridgedModel
+from bridger.training.distributed import is_running
+
+
+@contextmanager
+def synchronized_batch_norm(model: BridgedModel) -> Iterator[None]:
+    """Let the BatchNorm of Bridgers and heads take its statistics over all processes.
+
+    As with one process and the whole batch, so that a run does not depend on how many devices
+    share it. Inside, stand-ins hold the modules' own tensors under their own names; afterwards
+    the modules are back. Towers are in eval mode, where nothing is normalised by the batch.
+    """
+    if not is_running():
+        yield
+        return
+    stand_ins: dict[_BatchNorm, _BatchNorm] = {}
+    parts: list[Any] = [part for part in (model.encoder.bridgers, model.heads) if part is not None]
+    parents: list[nn.Module] = [module for part in parts for module in part.modules()]
+    places = [
+        (parent, name, child)
+        for parent in parents
+        for name, child in parent.named_children()
+        if isinstance(child, _BatchNorm)
+    ]
+    for parent, name, child in places:
+        if child not in stand_ins:
+            stand_ins[child] = _stand_in(child)
+        setattr(parent, name, stand_ins[child])
+    try:
+        yield
+    finally:
+        for parent, name, child in places:
+            _hand_over(stand_ins[child], child)
+            setattr(parent, name, child)
+
+
+def _stand_in(norm: _BatchNorm) -> _BatchNorm:
+    on_gpu = any(tensor.is_cuda for tensor in (*norm.parameters(), *norm.buffers()))
+    kind: type[Any] = nn.SyncBatchNorm if on_gpu else GatheredBatchNorm
+    made: _BatchNorm = kind(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    )
+    _hand_over(norm, made)
+    return made
+
+
+def _hand_over(source: _BatchNorm, target: _BatchNorm) -> None:
+    """Make the target hold the very tensors of the source, which may have moved meanwhile."""
+    for name, parameter in source.named_parameters():
+        setattr(target, name, parameter)
+    for name, buffer in source.named_buffers():
+        setattr(target, name, buffer)
+    target.train(source.training)
+
+
+class GatheredBatchNorm(_BatchNorm):
+    """BatchNorm over the batches of all processes, on the CPU, where torch's own refuses to work.
+
+    The mean and the variance come from sums over all processes' cells, through which gradients
+    flow, and running statistics are updated as `nn.BatchNorm2d` does with the whole batch. On
+    GPUs `nn.SyncBatchNorm` does the same in fewer passes.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, ...); in training every process must call it as often as the others."""
+        if not self.training:
+            return super().forward(input)
+        # Under autocast a map may come in half precision, too coarse for sums.
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        dims = [0, *range(2, values.ndim)]
+        shape = (1, -1, *[1] * (values.ndim - 2))
+        cells = values.new_tensor([values.numel() // values.shape[1]])
+        sums = _sum_of_all(torch.cat([values.sum(dims), cells]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = values - mean.view(shape)
+        variance = _sum_of_all(centred.square().sum(dims)) / count
+        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
+        normed = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected a batch of maps (B, C, ...), got {input.ndim} dimensions")
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is None:
+            raise RuntimeError("BatchNorm tracks statistics but has no counter of its batches")
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over all processes; each term's gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.contiguous().clone()
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        summed = grads[0].contiguous().clone()
+        distributed.all_reduce(summed)
+        return summed
+
+
+def _sum_of_all(tensor: Tensor) -> Tensor:
+    summed: Tensor = _SumOfAll.apply(tensor)
+    return summed

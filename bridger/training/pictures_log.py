@@ -1,0 +1,84 @@
+"""Pictures of what a model says during training, beside what is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from bridger._files import replacing
+from bridger.data import ReferringDataset
+from bridger.model import BridgedModel
+from bridger.prediction import Prediction
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXAMPLES = 4
+SIDE = 384  # pixels of an example's longer side
+
+
+class PredictionPictures(TrainerCallback):  # type: ignore[misc]
+    """At every evaluation, draws what the model says about the same few expressions.
+
+    One sheet per evaluation, a row for each: the prediction with its words and score, the truth.
+
+    Args:
+        dataset: the validation split, from all over which the examples are taken.
+        folder: where sheets are put, as `step-000500.png`.
+        writer: TensorBoard's, which gets them too.
+    """
+
+    def __init__(self, dataset: ReferringDataset, folder: Path, writer: Any = None) -> None:
+        self.dataset, self.folder, self.writer = dataset, folder, writer
+        count = min(EXAMPLES, len(dataset))
+        self.refs = [index * len(dataset) // count for index in range(count)]
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Draw a sheet; the first process writes it."""
+        # Every process predicts, as sharded parameters need them all.
+        rows = [self._row(model, index) for index in self.refs]
+        if not state.is_world_process_zero:
+            return
+        sheet = _stacked(rows)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / f"step-{state.global_step:06}.png") as path:
+            sheet.save(path, "PNG")
+        if self.writer is not None:
+            self.writer.add_image(
+                "predictions", np.asarray(sheet), state.global_step, dataformats="HWC"
+            )
+
+    def _row(self, model: BridgedModel, index: int) -> Image.Image:
+        sample = self.dataset[index]
+        picture, words = sample.image_path, sample.sentences[0]
+        predicted = model.predict(picture, words)
+        assert isinstance(predicted, Prediction)
+        truth = Prediction.from_probabilities((sample.mask[None] > 0).astype(np.float32))
+        drawn = (predicted.overlay(picture, words), truth.overlay(picture, "truth"))
+        return _beside(*drawn)
+
+
+def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    row = Image.new("RGB", (first.width + second.width, max(first.height, second.height)))
+    row.paste(first)
+    row.paste(second, (first.width, 0))
+    row.thumbnail((2 * SIDE, SIDE + SIDE // 4))
+    return row
+
+
+def _stacked(rows: list[Image.Image]) -> Image.Image:
+    from PIL import Image
+
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet

@@ -1,0 +1,136 @@
+"""What a run tells people while it goes on."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from bridger.training.remaining import Remaining
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A bar on a terminal; elsewhere a line for each log. Both go to stderr.
+
+    Args:
+        clock: tells seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.bar: Any = None
+        self.remaining = Remaining(clock)
+        self._judged = 0  # the step of the last evaluation
+        self._best: float | None = None
+        self._shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar where there is a terminal to draw it on."""
+        self.remaining.begin()
+        self._judged, self._best = state.global_step, state.best_metric
+        if state.is_world_process_zero and sys.stderr.isatty():
+            # tqdm's own estimate knows nothing of evaluations.
+            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, bar_format=layout)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self.remaining.step()
+        if self.bar is not None:
+            self._show(left=self._left(args, state))
+            self.bar.update(state.global_step - self.bar.n)
+
+    @contextmanager
+    def evaluating(self, args: Any, state: Any) -> Iterator[None]:
+        """Time an evaluation."""
+        with self.remaining.evaluation():
+            yield
+        self._judged = state.global_step
+        self._show(judging="")
+
+    def judging(self, done: int, total: int, so_far: float | None = None) -> None:
+        """Show on the bar how far an evaluation is, and the mIoU of what is done."""
+        if self.bar is not None:
+            figure = "" if so_far is None else f", mIoU so far {_figure('mIoU', so_far)}"
+            self._show(judging=f"judging {done}/{total}{figure}")
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        """Say what the Trainer logs, without its bookkeeping."""
+        if not state.is_world_process_zero:
+            return
+        chosen_by = args.metric_for_best_model or "eval_mIoU"
+        judged = any(name.startswith("eval_") for name in logs)
+        names = ("eval_loss", "eval_mIoU", "eval_oIoU", chosen_by) if judged else ("loss",)
+        shown = {n.removeprefix("eval_"): logs[n] for n in dict.fromkeys(names) if n in logs}
+        if not shown:
+            return
+        figures = ", ".join(f"{name} {_figure(name, value)}" for name, value in shown.items())
+        if judged:
+            figures = f"validation, first sentences: {figures}{self._compare(args, logs)}"
+        left = "" if judged else self._left(args, state)  # that evaluation has not ended yet
+        if self.bar is None:
+            line = f"step {state.global_step}/{state.max_steps}: {figures}"
+            print(f"{line} ({left})" if left else line, file=sys.stderr, flush=True)
+        elif judged:
+            self.bar.write(f"step {state.global_step}: {figures}", file=sys.stderr)
+        else:
+            self._show(loss=figures, left=left)
+
+    def _compare(self, args: Any, logs: dict[str, float]) -> str:
+        """Keep the best value of the figure that chooses; say it where this is not the one."""
+        name = args.metric_for_best_model
+        if name is None or (value := logs.get(f"eval_{name.removeprefix('eval_')}")) is None:
+            return ""
+        name = name.removeprefix("eval_")
+        better = max if args.greater_is_better else min
+        self._best = value if self._best is None else better(value, self._best)
+        best = _figure(name, self._best)
+        self._show(best=f"{name} {_figure(name, value)} (best {best})")
+        return f" (best so far: {name} {best})" if value != self._best else ""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar, and say which step is kept."""
+        self.close()
+        if state.is_world_process_zero and state.best_global_step is not None:
+            name = (args.metric_for_best_model or "").removeprefix("eval_")
+            best = _figure(name, state.best_metric)
+            print(f"kept step {state.best_global_step}: {name} {best}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close the bar; a second call does nothing."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _show(self, **parts: str) -> None:
+        """Change parts of what stands behind the bar."""
+        self._shown |= parts
+        if self.bar is not None:
+            order = ("loss", "best", "judging", "left")
+            self.bar.set_postfix_str(", ".join(t for p in order if (t := self._shown.get(p))))
+
+    def _left(self, args: Any, state: Any) -> str:
+        steps = state.max_steps - state.global_step
+        return self.remaining.text(steps, evaluations_left(args, state, self._judged))
+
+
+def evaluations_left(args: Any, state: Any, judged: int) -> int:
+    """Return how many evaluations follow that of step `judged`, the last step's included."""
+    if args.eval_strategy == "no" or judged >= state.max_steps:
+        return 0
+    last: int = state.max_steps
+    every: float = (
+        last / state.num_train_epochs if args.eval_strategy == "epoch" else state.eval_steps
+    )
+    return math.ceil(last / every) - int(judged // every)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.4f}" if name == "loss" else f"{100 * value:.2f} %"
