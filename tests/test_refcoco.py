@@ -1,20 +1,19 @@
-"""The reader of RefCOCO's format, its safe unpickler, and the collators."""
+"""The reader of RefCOCO's format, and the collators."""
 
 from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from helpers_coco import box_mask, runs
 from PIL import Image
 
 from bridger.data import RaggedRefCollator, RefCOCO, RefCollator
 from bridger.data.masks import decode_mask
-from bridger.data.safe_pickle import load_plain
 
 SIZE = 16
 WORDS = ["[pad]", "[unk]", "[sos]", "[eos]", "the", "red", "dog", "left", "owl"]
@@ -40,23 +39,6 @@ def word_processor():
 @pytest.fixture(scope="module")
 def processor():
     return word_processor()
-
-
-def runs(mask):
-    """COCO's uncompressed run lengths, column by column, starting with zeros."""
-    counts, value, length = [], 0, 0
-    for pixel in np.asarray(mask).T.reshape(-1):
-        if int(pixel) != value:
-            counts.append(length)
-            value, length = int(pixel), 0
-        length += 1
-    return [*counts, length]
-
-
-def box_mask(height, width, top, left, bottom, right):
-    mask = np.zeros((height, width), np.uint8)
-    mask[top:bottom, left:right] = 1
-    return mask
 
 
 REFS = [
@@ -110,14 +92,6 @@ def root(tmp_path_factory):
     return folder
 
 
-def copy_of(root, folder):
-    """The same annotations in a folder of their own, with no picture in it."""
-    (folder / "refcoco").mkdir()
-    (folder / "images" / "train2014").mkdir(parents=True)
-    for name in ("refs(unc).p", "instances.json"):
-        shutil.copy(root / "refcoco" / name, folder / "refcoco" / name)
-
-
 # The reader.
 
 
@@ -167,21 +141,6 @@ def test_what_is_missing_is_named_with_the_places_looked_at(root, tmp_path):
         RefCOCO(tmp_path / "nowhere", "train")
 
 
-def test_annotations_that_do_not_fit_the_refs_are_refused(root, tmp_path):
-    copy_of(root, tmp_path)
-    instances = tmp_path / "refcoco" / "instances.json"
-    whole = json.loads(instances.read_text())
-    for key in ("images", "annotations"):
-        instances.write_text(json.dumps({**whole, key: []}))
-        with pytest.raises(ValueError, match=r"ref 0 needs image 1 with annotations \[11\].*same"):
-            RefCOCO(tmp_path, "train")
-    for annotation in whole["annotations"]:
-        annotation["image_id"] = 3 - annotation["image_id"]
-    instances.write_text(json.dumps(whole))
-    with pytest.raises(ValueError, match="ref 0 needs image 1"):
-        RefCOCO(tmp_path, "train")
-
-
 @pytest.mark.parametrize("kind", ["runs", "compressed text", "compressed bytes", "polygons"])
 def test_every_kind_of_mask_is_decoded(kind):
     rle = pytest.importorskip("pycocotools.mask")
@@ -215,59 +174,6 @@ def test_scenes_are_read_back(tmp_path):
     first = next(s for s in data if s.image_path == data[0].image_path)
     target = next(e.target for e in original[0].expressions if e.sentence == first.sentences[0])
     np.testing.assert_array_equal(first.mask, original[0].objects[target].mask)
-
-
-# Pickles.
-
-
-def test_plain_pickles_of_every_protocol_are_read(tmp_path):
-    data = {"a": [1, 2.5, None, True, "é", (1,), 2**70], "b": {"c": {1, 2}, "d": frozenset("x")}}
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        (tmp_path / "x.p").write_bytes(pickle.dumps(data, protocol))
-        assert load_plain(tmp_path / "x.p") == data
-
-
-def test_python_2_strings_are_read(tmp_path):
-    # What Python 2 wrote for ["caf\xc3\xa9", u"\xe9"] and for ["caf\xe9"], protocol 2.
-    (tmp_path / "u.p").write_bytes(b"\x80\x02]q\x00(U\x05caf\xc3\xa9X\x02\x00\x00\x00\xc3\xa9e.")
-    assert load_plain(tmp_path / "u.p") == ["café", "é"]
-    (tmp_path / "l.p").write_bytes(b"\x80\x02]q\x00U\x04caf\xe9a.")
-    assert load_plain(tmp_path / "l.p") == ["café"]
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_nothing_in_a_pickle_is_run(tmp_path, protocol):
-    touched = tmp_path / "touched"
-    (tmp_path / "evil.p").write_bytes(pickle.dumps([{"x": Evil(touched)}], protocol))
-    with pytest.raises(pickle.UnpicklingError, match=r"evil\.p: .*asks for \w+\.open"):
-        load_plain(tmp_path / "evil.p")
-    assert not touched.exists()
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"\x80\x02]q", b"hello", b"\x80\x02cos\nsystem\n.", b"\x80\x02U\x01aQ.", b"R."]
-)
-def test_broken_and_foreign_pickles_are_refused(tmp_path, data):
-    (tmp_path / "x.p").write_bytes(data)
-    with pytest.raises(pickle.UnpicklingError, match=r"x\.p"):
-        load_plain(tmp_path / "x.p")
-
-
-def test_a_malicious_refs_file_is_refused(root, tmp_path):
-    (tmp_path / "refcoco").mkdir()
-    (tmp_path / "images" / "train2014").mkdir(parents=True)
-    (tmp_path / "refcoco" / "instances.json").write_text("{}")
-    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(Evil(tmp_path / "t")))
-    with pytest.raises(pickle.UnpicklingError, match="open"):
-        RefCOCO(tmp_path, "train")
 
 
 # Collators.
