@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridger.cli.base import (
     Counter,
     add_data_options,
     add_towers_option,
-    figures,
+    check_writable,
     load_model,
-    open_data,
     say,
     share,
-    table,
     whole,
 )
 
-HELP = "judge an adapter: mIoU, oIoU and Precision@0.5 ... 0.9 over every sentence of a split"
+if TYPE_CHECKING:
+    from bridger.data import ReferringDataset
+    from bridger.evaluation import Evaluation
+
+HELP = "judge an adapter: mIoU, oIoU and Precision@0.5 ... 0.9 of each split, with intervals"
 EXAMPLES = """\
   bridger evaluate my-adapter --data scenes
   bridger evaluate my-adapter --data scenes --split testA --json figures.json
+  bridger evaluate my-adapter --data coco --dataset refcoco refcoco+ --report page
 """
+VALIDATION = "val"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -36,31 +42,107 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         nargs="+",
-        default=["val", "testA", "testB"],
         metavar="SPLIT",
-        help="which splits (default: val testA testB)",
+        help="which splits (default: all that the data set has, but train)",
+    )
+    parser.add_argument(
+        "--sentences",
+        choices=["first", "every"],
+        help="judge the first sentence of each ref, or every one (default: every one, and of val "
+        "the first ones as well, since the reference's validation takes those)",
     )
     parser.add_argument("--threshold", type=share, default=0.35, metavar="P", help="default: 0.35")
     parser.add_argument(
         "--batch-size", type=whole(1), default=32, metavar="N", help="expressions at once"
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write a page of the figures and of the best and worst cases: DIR/report.html",
+    )
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="write a line of JSON for every expression"
+    )
     add_towers_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Judge, and print a table in percent."""
-    from bridger.evaluation.evaluate import evaluate
+    """Judge, print the tables, and write what was asked for."""
+    from bridger.evaluation.report import record, tables
 
-    splits = {name: open_data(args, name) for name in args.split}
+    page = _check_places(args)
+    splits = list(_splits(args))
     model = load_model(args.adapter, args.towers)
     started = time.monotonic()
-    results = {
-        name: evaluate(
-            model, split, args.threshold, args.batch_size, report=Counter(name)
-        ).figures()
-        for name, split in splits.items()
+    judged = [pair for split in splits for pair in _judge(model, split, args)]
+    evaluations = [evaluation for _, evaluation in judged]
+    for table in tables(evaluations, str(args.adapter)):
+        say(*table.lines(), "")
+    sentences = sum(len(evaluation) for evaluation in evaluations if evaluation.loss is not None)
+    say(f"{sentences} sentences in {time.monotonic() - started:.0f} s")
+    if args.rows is not None:
+        _write_rows(args.rows, evaluations)
+    if page is not None:
+        from bridger.evaluation.page import write_page
+
+        say(f"drawing the best and worst cases: {page}")
+        write_page(args.report, model, judged, str(args.adapter))
+    return {
+        "adapter": str(args.adapter),
+        "threshold": args.threshold,
+        "results": [record(evaluation) for evaluation in evaluations],
     }
-    say(*table({name: figures(metrics) for name, metrics in results.items()}))
-    sentences = sum(len(split.expressions()) for split in splits.values())
-    say(f"{sentences} sentences in {time.monotonic() - started:.0f} s, in percent")
-    return {"adapter": str(args.adapter), "threshold": args.threshold, "splits": results}
+
+
+def _check_places(args: argparse.Namespace) -> Path | None:
+    """Refuse early what could not be written; return the page that was asked for."""
+    if args.rows is not None:
+        check_writable(args.rows)
+    if args.report is None:
+        return None
+    page: Path = args.report / "report.html"
+    check_writable(page)
+    return page
+
+
+def _splits(args: argparse.Namespace) -> Iterator[ReferringDataset]:
+    """Open the splits of every data set; each is judged on its own."""
+    from bridger.data.catalog import open_splits
+
+    for name in args.dataset or [None]:
+        found = open_splits(args.data, args.split, name)
+        judged = [split for split in found if args.split or split != "train"]
+        if not judged:
+            raise ValueError(f"{args.data} has a train split alone: judge it with --split train")
+        yield from (found[split] for split in judged)
+
+
+def _judge(
+    model: Any, split: ReferringDataset, args: argparse.Namespace
+) -> Iterator[tuple[ReferringDataset, Evaluation]]:
+    """Judge a split; of val return the part with the first sentences too."""
+    from bridger.evaluation import evaluate
+
+    whole = evaluate(
+        model,
+        split,
+        args.threshold,
+        args.batch_size,
+        first_sentence=args.sentences == "first",
+        report=Counter(split.split),
+    )
+    yield split, whole
+    if args.sentences is None and split.split == VALIDATION:
+        yield split, whole.first_sentences()
+
+
+def _write_rows(path: Path, evaluations: list[Evaluation]) -> None:
+    """Write every expression that was judged, once."""
+    from bridger.evaluation.report import rows
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for evaluation in evaluations:
+            if evaluation.loss is not None:
+                file.writelines(f"{json.dumps(row)}\n" for row in rows(evaluation))

@@ -104,6 +104,11 @@ class Evaluation:
         """Return the number of expressions."""
         return len(self.cases)
 
+    @property
+    def refs(self) -> int:
+        """How many refs the expressions belong to."""
+        return len({case.index for case in self.cases})
+
     # Counts.
 
     @property

@@ -1,0 +1,259 @@
+"""Evaluations as tables for people and as records for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bridger.evaluation.published import published_beside
+from bridger.evaluation.result import SIZES, Evaluation, Stratum
+
+LABEL = ("data set", "split", "sentences", "count")
+LEVEL = 0.95
+WITH_INTERVALS = ("mIoU", "oIoU", "gIoU", "cIoU")
+SENTENCES = {"first": "first sentences", "every": "every sentence"}
+STRATA: dict[Stratum, str] = {
+    "size": "object size (COCO's: small below 32 x 32 pixels of the mask, large from 96 x 96)",
+    "kind": "kind of expression",
+    "source": "data set",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells to be shown.
+
+    Attributes:
+        title: what it shows.
+        header: the columns' names.
+        rows: as many cells each.
+        published: figures of others are in it.
+        note: what must be known to read it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    published: bool = False
+    note: str = ""
+
+    def lines(self) -> list[str]:
+        """Lay it out for a terminal: words to the left, figures to the right."""
+        cells = [list(self.header), *map(list, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        left = [not all(_is_figure(row[i]) for row in self.rows) for i in range(len(widths))]
+        laid = (
+            "  ".join(
+                cell.ljust(width) if words else cell.rjust(width)
+                for cell, width, words in zip(row, widths, left, strict=True)
+            ).rstrip()
+            for row in cells
+        )
+        return [
+            f"{self.title}:",
+            *(f"  {line}" for line in laid),
+            *([self.note] if self.note else []),
+        ]
+
+
+def label(evaluation: Evaluation) -> list[str]:
+    """Return the cells that say what was judged: data set, split, sentences, how many."""
+    said = SENTENCES[evaluation.sentences]
+    return [evaluation.name, evaluation.split, said, str(len(evaluation))]
+
+
+def tables(evaluations: Sequence[Evaluation], adapter: str) -> list[Table]:
+    """Return the tables of some evaluations: ours, then ours in parts, then others' beside them.
+
+    Args:
+        evaluations: of an adapter on some splits.
+        adapter: its name.
+    """
+    made = [_results(evaluations, general=False)]
+    general = [each for each in evaluations if each.generalized]
+    if general:
+        made.append(_results(general, general=True))
+    made.append(_best_thresholds(evaluations))
+    whole = _whole(evaluations)
+    made += [table for stratum in STRATA for table in _parts(whole, stratum)]
+    made += [table for metric in ("mIoU", "oIoU") for table in _published(whole, adapter, metric)]
+    return made
+
+
+def record(evaluation: Evaluation) -> dict[str, Any]:
+    """Return everything but the single expressions, for JSON; shares are from 0 to 1."""
+    best = evaluation.best_threshold()
+    parts = {name: evaluation.by(name) for name in STRATA}
+    return {
+        "dataset": evaluation.name,
+        "split": evaluation.split,
+        "sentences": evaluation.sentences,
+        "refs": evaluation.refs,
+        "expressions": len(evaluation),
+        "threshold": evaluation.threshold,
+        "metrics": evaluation.metrics(),
+        "intervals": {"level": LEVEL, "resampled": "pictures", **evaluation.bootstrap(LEVEL)},
+        "loss": evaluation.loss,
+        "chosen_on_this_split": {"threshold": best, "metrics": evaluation.at(best).metrics()},
+        "by": {
+            name: {
+                part: {"expressions": len(those), "metrics": those.metrics()}
+                for part, those in found.items()
+            }
+            for name, found in parts.items()
+        },
+        "published_by_others": [asdict(figure) for figure in published_beside(evaluation)],
+    }
+
+
+def rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return a record for every expression, at the threshold that was asked for."""
+    counts = zip(
+        evaluation.cases,
+        evaluation.intersections.tolist(),
+        evaluation.unions.tolist(),
+        evaluation.predicted.tolist(),
+        evaluation.ious.tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "dataset": evaluation.name,
+            "split": evaluation.split,
+            "image": case.image,
+            "ref_id": case.ref_id,
+            "sent_id": case.sent_id,
+            "sentence": case.sentence,
+            "kind": case.kind,
+            "source": case.source,
+            "objects": case.objects,
+            "height": case.size[0],
+            "width": case.size[1],
+            "area": case.area,
+            "predicted_area": predicted,
+            "intersection": intersection,
+            "union": union,
+            "iou": iou,
+            "object_size": case.object_size,
+        }
+        for case, intersection, union, predicted, iou in counts
+    ]
+
+
+def _results(evaluations: Sequence[Evaluation], *, general: bool) -> Table:
+    metrics = [evaluation.metrics() for evaluation in evaluations]
+    intervals = [evaluation.bootstrap(LEVEL) for evaluation in evaluations]
+    usual = {name for name in metrics[0] if name in ("mIoU", "oIoU") or name.startswith("P@")}
+    # A split in which everything means something has no N-acc: every name that any split has.
+    names = list(dict.fromkeys(n for each in metrics for n in each if (n in usual) != general))
+    cells = [
+        [*label(evaluation), *(_with_interval(n, own, ends) for n in names)]
+        for evaluation, own, ends in zip(evaluations, metrics, intervals, strict=True)
+    ]
+    what = "gRefCOCO's figures" if general else "figures"
+    return Table(
+        f"{what} in percent, at threshold {evaluations[0].threshold:g}",
+        [*LABEL, *names],
+        cells,
+        note="in brackets: 95 % bootstrap intervals over pictures",
+    )
+
+
+def _with_interval(
+    name: str, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> str:
+    if name not in metrics:
+        return "-"
+    if name not in WITH_INTERVALS:
+        return percent(metrics[name])
+    low, high = intervals[name]
+    return f"{percent(metrics[name])} [{percent(low)}, {percent(high)}]"
+
+
+def _best_thresholds(evaluations: Sequence[Evaluation]) -> Table:
+    lines = []
+    for evaluation in evaluations:
+        best = evaluation.best_threshold()
+        metrics = evaluation.at(best).metrics()
+        figures = (percent(metrics[name]) for name in ("mIoU", "oIoU"))
+        lines.append([*label(evaluation), f"{best:g}", *figures])
+    return Table(
+        "in percent, at its best threshold",
+        [*LABEL, "threshold", "mIoU", "oIoU"],
+        lines,
+        note="chosen on the very split that it is judged by: not comparable with other figures",
+    )
+
+
+def _parts(evaluations: Sequence[Evaluation], stratum: Stratum) -> list[Table]:
+    """Show a figure of every part, a column for each evaluation; nothing where there are none."""
+    found = [evaluation.by(stratum) for evaluation in evaluations]
+    names = sorted({name for parts in found for name in parts if name})
+    if stratum == "size":
+        names = [name for name in SIZES if name in names]
+    if not names or (stratum == "source" and len(names) == 1):
+        return []
+    metric = "gIoU" if any(each.generalized for each in evaluations) else "mIoU"
+    cells = [
+        [
+            name,
+            *(
+                f"{percent(own[name].ratios()[metric].value)} ({len(own[name])})"
+                if name in own
+                else "-"
+                for own in found
+            ),
+        ]
+        for name in names
+    ]
+    title = f"{metric} in percent by {STRATA[stratum]}; in brackets the number of expressions"
+    return [Table(title, ["", *_columns(evaluations)], cells)]
+
+
+def _published(evaluations: Sequence[Evaluation], adapter: str, metric: str) -> list[Table]:
+    """Show what others have published of the same splits under our own row."""
+    theirs = [
+        {(f.method, f.source): f for f in published_beside(evaluation) if f.metric == metric}
+        for evaluation in evaluations
+    ]
+    columns = [place for place, figures in enumerate(theirs) if figures]
+    if not columns:
+        return []
+    shown = [evaluations[place] for place in columns]
+    ours = [percent(evaluation.metrics()[metric]) for evaluation in shown]
+    said = SENTENCES[shown[0].sentences]
+    cells = [[f"OURS: {adapter}", *ours, f"this evaluation, {said}"]]
+    for method, source in dict.fromkeys(key for figures in theirs for key in figures):
+        values = (theirs[place].get((method, source)) for place in columns)
+        line = (f"{value.percent:g}" if value else "-" for value in values)
+        cells.append([f"published: {method}", *line, source])
+    return [
+        Table(
+            f"{metric} in percent beside what others have published",
+            ["", *_columns(shown), "source"],
+            cells,
+            published=True,
+            note="published figures were not measured here; their authors' protocols may differ",
+        )
+    ]
+
+
+def _whole(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Leave out the first sentences of splits of which every sentence was judged."""
+    every = {(e.name, e.split) for e in evaluations if e.sentences == "every"}
+    return [e for e in evaluations if e.sentences == "every" or (e.name, e.split) not in every]
+
+
+def _columns(evaluations: Sequence[Evaluation]) -> list[str]:
+    several = len({evaluation.name for evaluation in evaluations}) > 1
+    return [f"{e.name} {e.split}" if several else e.split for e in evaluations]
+
+
+def percent(share: float) -> str:
+    """Write a share in percent."""
+    return f"{100 * share:.2f}"
+
+
+def _is_figure(cell: str) -> bool:
+    return cell[:1].isdigit() or cell == "-"
