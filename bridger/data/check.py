@@ -15,6 +15,7 @@ from bridger.data.base import ReferringDataset
 from bridger.data.catalog import OWN, PUBLISHED, data_sets, open_splits, published, the_only
 from bridger.data.check_pictures import DUPLICATED_IDS, PictureCheck, Remark
 from bridger.data.folder import ReferringFolder, folder_splits
+from bridger.data.mixed import leaks
 
 Report = Callable[[int, int], None]
 Splits = Mapping[str, ReferringDataset]
@@ -24,9 +25,10 @@ WRONG_LINES = "wrong lines"
 EMPTY_SPLITS = "splits without a ref"
 LEAKS = "pictures of train in other splits"
 GOOGLE_LEAKS = "pictures of train in other splits, which is how Google split G-Ref"
+SHARED = "trains with pictures of another data set's splits, which mixed training leaves out"
 MISSING_SPLITS = "missing splits"
 OTHER_COUNTS = "splits with other counts than published"
-NOTES = {GOOGLE_LEAKS, MISSING_SPLITS, OTHER_COUNTS}
+NOTES = {GOOGLE_LEAKS, SHARED, MISSING_SPLITS, OTHER_COUNTS}
 MOST_EXAMPLES = 3
 CONTEXT = 77  # tokens, of CLIP's text towers
 
@@ -140,6 +142,8 @@ def check_data(
     for one in opened:
         _compare_counts(one, findings)
         _find_leaks(one, groups[one.dataset].get("train"), findings)
+        if one.split == "train":
+            _find_shared(one, opened, findings)
     _check_pictures(opened, max_length, decode, findings, report)
     return DataReport(
         Path(root),
@@ -242,6 +246,13 @@ def _find_leaks(one: _Opened, train: ReferringDataset | None, findings: _Finding
     what = GOOGLE_LEAKS if one.dataset == "refcocog/google" else LEAKS
     for key in sorted(set(train.picture_keys()) & set(one.data.picture_keys())):
         findings.add(what, f"{one.label}: {key}")
+
+
+def _find_shared(train: _Opened, opened: Sequence[_Opened], findings: _Findings) -> None:
+    """Find pictures of a training split that other data sets have in another split."""
+    others = [o.data for o in opened if o.dataset != train.dataset and o.split != "train"]
+    for name, count in leaks(train.data, others).items():
+        findings.add(SHARED, f"{train.label}: {count} refs are of pictures of {name}")
 
 
 def _check_pictures(

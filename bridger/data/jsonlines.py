@@ -120,6 +120,7 @@ def write_line(sample: Sample, picture: str, folder: Path) -> bytes:
 
     Raises:
         TypeError: the mask is made of something that has no form in JSON.
+        ValueError: the line could not be read again, as with an empty sentence.
     """
     values: dict[str, Any] = {"image": _from(folder, sample.image_path)}
     if picture != os.path.realpath(sample.image_path):
@@ -147,6 +148,10 @@ def write_line(sample: Sample, picture: str, folder: Path) -> bytes:
         "source": sample.source,
     }
     kept = {key: value for key, value in values.items() if value is not None}
+    try:
+        check_line(kept)
+    except ValueError as error:
+        raise ValueError(f"ref {sample.ref_id} of {sample.source}: {error}") from error
     return json.dumps(kept, ensure_ascii=False).encode("utf-8") + b"\n"
 
 
