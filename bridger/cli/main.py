@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 from bridger import __version__
@@ -26,6 +27,8 @@ VERBS = {
     "inspect": inspect,
     "convert": convert,
 }
+IS_FIRST = os.environ.get("RANK", "0") == "0"
+
 EXAMPLES = """examples:
   bridger quickstart                                     the main job, end to end
   bridger predict picture.jpg "the owl on the left"      a mask and an overlay
@@ -60,8 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as stack:
         warnings.showwarning = _show_warning
+        if not IS_FIRST:
+            # Of several processes under a launcher one speaks; errors are heard from all.
+            warnings.simplefilter("ignore")
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         return _run(args)
 
 
@@ -69,10 +76,13 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if args.json is not None:
             check_writable(args.json)
-        write_json(args.json, args.run(args))
+        result = args.run(args)
+        if IS_FIRST:
+            write_json(args.json, result)
         sys.stdout.flush()
     except KeyboardInterrupt as interruption:
-        print(f"bridger: interrupted{_reason(interruption)}", file=sys.stderr)
+        if IS_FIRST:
+            print(f"bridger: interrupted{_reason(interruption)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read the output has gone; keep Python from complaining about it at exit.
