@@ -51,12 +51,12 @@ def contact_sheet(
 def _choose(
     splits: Sequence[ReferringDataset], count: int, rng: random.Random
 ) -> Iterator[tuple[ReferringDataset, int, random.Random]]:
-    """Draw refs; where a split has too few, the later ones get its share."""
-    left = [split for split in splits if len(split)]
-    while left:
-        split = left.pop(0)
-        share = min(len(split), -(-count // (len(left) + 1)))
-        count -= share
+    """Draw refs; what a split is too small for, larger ones get."""
+    shares = [0] * len(splits)
+    smallest_first = sorted(range(len(splits)), key=lambda i: len(splits[i]))
+    for place, i in enumerate(smallest_first):
+        shares[i] = min(len(splits[i]), (count - sum(shares)) // (len(splits) - place))
+    for split, share in zip(splits, shares, strict=True):
         for index in sorted(rng.sample(range(len(split)), share)):
             yield split, index, rng
 
