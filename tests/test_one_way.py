@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_bridgers import make_stack, run_stack
 from helpers_conformance import SMALL, changed, features, gradients, same, trace
 from helpers_towers import PAIRS, fill, ids, images, open_clip_vit, pictures
 from torch import Tensor, nn
@@ -238,6 +239,24 @@ def test_text_is_updated_only_where_a_later_stage_reads_it(
 
     assert [holds(stage, "cross_attn") for stage in range(4)] == [*kept, False]
     assert all(holds(stage, "self_attn") for stage in range(4))  # pictures read its outcome
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_maps_get_what_bridgers_in_both_directions_would_give_them(name: str) -> None:
+    """On the same states: what was left out never reached a map."""
+    config = CONFIGS[name]
+    one = make_stack(config, [8] * 3, [16] * 3)
+    both = make_stack(config.replace(direction="both"), [8] * 3, [16] * 3)
+    rest = both.load_state_dict(one.state_dict(), strict=False)
+    assert not rest.unexpected_keys and rest.missing_keys
+    assert all("text_out" in n or ".interactor.text." in n for n in rest.missing_keys)
+    maps, texts = [torch.randn(2, 8, 2, 2) for _ in range(3)], [torch.randn(2, 5, 12)] * 3
+    mask = torch.arange(5) < torch.tensor([[5], [3]])
+    with torch.no_grad():
+        found = run_stack(one, maps, texts, mask, (32, 32))
+        expected = run_stack(both, maps, texts, mask, (32, 32))
+    for (to_map, to_text), (wanted, _) in zip(found, expected, strict=True):
+        assert to_text is None and to_map.any() and torch.equal(to_map, wanted)
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
