@@ -93,6 +93,7 @@ def test_traps_are_collated(traps):
         collate(samples[4:])
 
 
+@pytest.mark.slow
 def test_reading_does_not_depend_on_the_locale(traps):
     words = ascii(TRAPS[1]["sentences"][1]["sent"])
     code = (

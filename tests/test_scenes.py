@@ -6,6 +6,7 @@ The checks read sentences and masks only; they share no rule with the code that 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import pickle
@@ -224,6 +225,18 @@ def test_testA_repeats_what_it_asks_for_and_testB_asks_for_the_unnamed() -> None
         assert all(scene.objects[e.target].kind.held_out for e in scene.expressions)
 
 
+def test_scenes_are_what_they_always_were() -> None:
+    """Shipped adapters and the figures in the documentation depend on every bit of them."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for index in range(3):
+            scene = make_scene(split, index, size=64)
+            digest.update(scene.image.tobytes())
+            for e in scene.expressions:
+                digest.update(f"{e.sentence}/{e.target}/{e.kind};".encode())
+    assert digest.hexdigest() == "c9f1e180d8557909530ae3698ee7da11c3642113b0c27268446bcdcede3b6e20"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scenes")
@@ -239,8 +252,8 @@ def test_files_are_what_refer_and_pycocotools_read(folder: Path) -> None:
     with open(folder / "refcoco" / "refs(unc).p", "rb") as file:
         refs = pickle.load(file)
     expected = {split: [make_scene(split, i, size=96) for i in range(5)] for split in SPLITS}
-    told = sum(len(scene.expressions) for split in expected.values() for scene in split)
-    assert sum(len(ref["sentences"]) for ref in refs) == told
+    count = sum(len(scene.expressions) for split in expected.values() for scene in split)
+    assert sum(len(ref["sentences"]) for ref in refs) == count
     for ref in refs:
         image = coco.loadImgs(ref["image_id"])[0]
         scene = expected[ref["split"]][ref["image_id"] % 1_000_000]
@@ -250,8 +263,8 @@ def test_files_are_what_refer_and_pycocotools_read(folder: Path) -> None:
         thing = scene.objects[i]
         assert annotation["bbox"] == list(thing.box) and annotation["area"] == mask.sum()
         assert coco.loadCats(ref["category_id"])[0]["name"] == thing.kind.name
-        sentences = [e.sentence for e in scene.expressions if e.target == i]
-        assert [s["raw"] for s in ref["sentences"]] == sentences
+        told = [(e.sentence, e.kind) for e in scene.expressions if e.target == i]
+        assert [(s["raw"], s["kind"]) for s in ref["sentences"]] == told
         assert [s["sent_id"] for s in ref["sentences"]] == ref["sent_ids"]
         assert ref["file_name"] == image["file_name"]
         with Image.open(folder / "images" / "train2014" / image["file_name"]) as picture:

@@ -238,16 +238,16 @@ def is_at(place: str, here: Seen, others: Sequence[Seen]) -> bool:
     clear = [
         ROW_ORDERS[side](here) < min(ROW_ORDERS[side](o) for o in others) - SIDE_MARGIN
         if others
-        else _from_middle(side, here) > ALONE_MARGIN
+        else from_middle(side, here) > ALONE_MARGIN
         for side in sides
     ]
     if len(sides) == 1:
         return clear[0]
     # A corner: really in it, and nobody else near it.
-    inside = all(_from_middle(side, here) > ALONE_MARGIN for side in sides)
-    return inside and not any(all(_from_middle(s, o) > 0 for s in sides) for o in others)
+    inside = all(from_middle(side, here) > ALONE_MARGIN for side in sides)
+    return inside and not any(all(from_middle(s, o) > 0 for s in sides) for o in others)
 
 
-def _from_middle(side: str, o: Seen) -> float:
+def from_middle(side: str, o: Seen) -> float:
     """How far beyond the picture's middle an object lies towards a side."""
     return {"left": 0.5 - o.x, "right": o.x - 0.5, "top": 0.5 - o.y, "bottom": o.y - 0.5}[side]

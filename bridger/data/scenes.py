@@ -7,9 +7,7 @@ ever named. Scene i of a split depends on (seed, split, i, size) alone.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bridger._files import replacing
 from bridger.data.expressions import Describer, Expression, Seen
+from bridger.data.generalized import Said, generalize
+from bridger.data.scene_files import LAYOUTS, SceneWriter
 from bridger.data.sprites import TINTS, Kind, kinds
 from bridger.prediction import box_of
 
 SPLITS = ("train", "val", "testA", "testB")
 IDS_PER_SPLIT = 1_000_000  # image ids of a split start at its number times this
 MIN_VISIBLE = 0.7  # share of an object that nothing may hide
-ANNOTATIONS = Path("refcoco", "refs(unc).p")  # comes last: where it is, the scenes are complete
+ANNOTATIONS = LAYOUTS["refcoco"]
 SIZES = (0.22, 0.42)  # longer side of an object, as a fraction of the picture's side
 
 
@@ -197,113 +196,41 @@ def _spread(sizes: list[float], words: random.Random) -> list[tuple[float, float
 
 
 def write_scenes(
-    folder: str | os.PathLike[str], counts: Mapping[str, int], size: int = 128, seed: int = 0
+    folder: str | os.PathLike[str],
+    counts: Mapping[str, int],
+    size: int = 128,
+    seed: int = 0,
+    layout: str = "refcoco",
 ) -> None:
-    """Write scenes to disk in RefCOCO's own format, so that the same reader serves both.
+    """Write scenes to disk in a published data set's own format, so that the same reader serves.
 
-    The folder then holds `refcoco/refs(unc).p`, `refcoco/instances.json` and
-    `images/train2014/`. Masks are run-length encoded, and thus exact.
+    The folder then holds `refcoco/refs(unc).p` or `grefcoco/grefs(unc).json`, `instances.json`
+    beside it, and `images/train2014/`. Masks are run-length encoded, and thus exact. Both layouts
+    may be written to one folder: their pictures are the same.
 
     Args:
         folder: where to write.
         counts: how many scenes of each split, such as {"train": 2000, "val": 200}.
         size: the pictures' side in pixels.
         seed: see `make_scene`.
+        layout: "refcoco", every expression means one object; or "grefcoco", about a third of them
+            mean one object, several and none each (see `bridger.data.generalized`).
 
     Raises:
-        ValueError: there is no such split.
+        ValueError: there is no such split or layout.
     """
     if unknown := set(counts) - set(SPLITS):
         raise ValueError(f"there are no splits {sorted(unknown)}; scenes have {SPLITS}")
-    folder = Path(folder)
-    (folder / "images" / "train2014").mkdir(parents=True, exist_ok=True)
-    writer = _Writer(folder)
+    writer = SceneWriter(Path(folder), layout)
     for split in SPLITS:
         for index in range(counts.get(split, 0)):
             number = SPLITS.index(split) * IDS_PER_SPLIT + index
-            writer.add(split, number, make_scene(split, index, seed, size))
+            scene = make_scene(split, index, seed, size)
+            if layout == "refcoco":
+                said = [Said(e.sentence, (e.target,), e.kind) for e in scene.expressions]
+            else:
+                words = random.Random(f"generalized/{seed}/{split}/{index}")
+                seen = [thing.seen for thing in scene.objects]
+                said = generalize(seen, scene.expressions, split, words)
+            writer.add(split, number, scene, said)
     writer.close()
-
-
-class _Writer:
-    """Gathers what RefCOCO's two annotation files hold."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.refs: list[dict[str, Any]] = []
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.sentences = 0
-
-    def add(self, split: str, number: int, scene: Scene) -> None:
-        from PIL import Image
-
-        name = f"COCO_train2014_{number:012d}.jpg"
-        path = self.folder / "images" / "train2014" / name
-        Image.fromarray(scene.image).save(path, quality=95, subsampling=0)
-        height, width = scene.image.shape[:2]
-        self.images.append({"id": number, "file_name": name, "height": height, "width": width})
-        for i, thing in enumerate(scene.objects):
-            self._add_annotation(number, thing)
-            said = [e.sentence for e in scene.expressions if e.target == i]
-            if said:
-                self._add_ref(split, self.annotations[-1], name, said)
-
-    def _add_annotation(self, image_id: int, thing: SceneObject) -> None:
-        from pycocotools import mask as rle
-
-        encoded = rle.encode(np.asfortranarray(thing.mask, dtype=np.uint8))
-        self.annotations.append(
-            {
-                "id": len(self.annotations) + 1,
-                "image_id": image_id,
-                "category_id": thing.kind.index + 1,
-                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
-                "bbox": list(map(float, thing.box)),
-                "area": float(thing.mask.sum()),
-                "iscrowd": 0,
-            }
-        )
-
-    def _add_ref(
-        self, split: str, annotation: dict[str, Any], file_name: str, said: list[str]
-    ) -> None:
-        sent_ids = list(range(self.sentences, self.sentences + len(said)))
-        self.sentences += len(said)
-        self.refs.append(
-            {
-                "ref_id": len(self.refs),
-                "ann_id": annotation["id"],
-                "image_id": annotation["image_id"],
-                "category_id": annotation["category_id"],
-                "file_name": file_name,
-                "split": split,
-                "sent_ids": sent_ids,
-                "sentences": [
-                    {"sent_id": i, "sent": s, "raw": s, "tokens": s.split()}
-                    for i, s in zip(sent_ids, said, strict=True)
-                ],
-            }
-        )
-
-    def close(self) -> None:
-        categories = [
-            {
-                "id": k.index + 1,
-                "name": k.name,
-                "supercategory": k.hypernyms[0] if k.hypernyms else "",
-            }
-            for k in kinds()
-        ]
-        instances = {
-            "info": {"description": "bridger's scenes in the format of RefCOCO"},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": categories,
-        }
-        annotations = self.folder / ANNOTATIONS
-        annotations.parent.mkdir(exist_ok=True)
-        with replacing(annotations.with_name("instances.json")) as path:
-            path.write_text(json.dumps(instances))
-        with replacing(annotations) as path:
-            path.write_bytes(pickle.dumps(self.refs, protocol=2))
