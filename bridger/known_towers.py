@@ -38,8 +38,14 @@ def known_inputs(vision: nn.Module, text: nn.Module) -> tuple[Pictures, Sentence
     pictures = _first(vision, _embedded_pictures, _open_clip_pictures, _transformers_pictures)
     if pictures is None:
         return None
-    sentences = _first(text, _embedded_words, _open_clip_words, _transformers_words)
+    sentences = known_words(text)
     return None if sentences is None else (pictures, sentences)
+
+
+def known_words(text: nn.Module) -> Sentences | None:
+    """Return how a text tower takes its words, or None where that cannot be known."""
+    known: Sentences | None = _first(text, _embedded_words, _open_clip_words, _transformers_words)
+    return known
 
 
 def embedded_config() -> Any:

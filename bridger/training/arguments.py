@@ -85,7 +85,7 @@ def _options(recipe: Recipe, steps: int) -> dict[str, Any]:
 
 
 def _per_device(recipe: Recipe, args: Any) -> int:
-    devices = args.world_size * max(1, args.n_gpu)
+    devices = args.world_size  # a process has one device: see `BridgerTrainer`
     size, left = divmod(recipe.batch_size, devices * recipe.accumulation)
     if left:
         raise ValueError(
