@@ -122,6 +122,12 @@ def rate(work: Callable[[], int]) -> float:
     return statistics.median(rates)
 
 
+def fitted_rate(paths: Sequence[Path], side: int) -> float:
+    """Pictures a second from files into the letterbox."""
+    processor = make_processor(side)
+    return rate(lambda: len([processor.fit(path) for path in paths]))
+
+
 def loaded(samples: list[Sample], side: int, workers: int) -> float:
     """Pictures a second through a DataLoader; its start does not count."""
     torch.set_num_threads(1)
@@ -164,10 +170,7 @@ def main() -> None:
         paths = [sample.image_path for sample in samples]
         alone = rate(lambda: len([decode(path.read_bytes()) for path in paths]))
         print("| read and decode alone | " + " | ".join([f"{alone:.0f}"] * len(args.sides)) + " |")
-        fits = [
-            rate(lambda p=make_processor(side): len([p.fit(path) for path in paths]))
-            for side in args.sides
-        ]
+        fits = [fitted_rate(paths, side) for side in args.sides]
         print("| and the letterbox | " + " | ".join(f"{r:.0f}" for r in fits) + " |")
         for workers in args.workers:
             rates = [loaded(samples, side, workers) for side in args.sides]
