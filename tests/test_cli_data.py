@@ -156,3 +156,23 @@ def test_a_picture_to_try_comes_with_words_that_fit_it(run: Run, tmp_path: Path)
     sentences = [sentence for thing in objects for sentence in thing["sentences"]]
     assert sorted(sentences) == sorted(e.sentence for e in scene.expressions)
     assert all(sentence in said for sentence in sentences)
+
+
+def test_scenes_of_both_layouts_lie_in_one_folder(run: Run, tmp_path: Path) -> None:
+    counts = "--train 2 --val 1 --testA 0 --testB 0 --size 64".split()
+    for layout in ("refcoco", "grefcoco"):
+        argv = ["data", "scenes", tmp_path, *counts, "--layout", layout]
+        assert run(*argv)[0] == 0
+        assert run(*argv)[0] == 1  # it is there already
+    data_sets = {name: open_split(tmp_path, "train", name) for name in ("refcoco", "grefcoco")}
+    assert all(sample.ann_ids for sample in data_sets["refcoco"])
+    assert {min(2, len(sample.ann_ids)) for sample in data_sets["grefcoco"]} == {0, 1, 2}
+    code, out, _ = run("data", "check", tmp_path)
+    assert code == 0 and out.count("train") > 2
+    for name in data_sets:
+        assert (
+            run("data", "convert", tmp_path, tmp_path / name / "lines", "--dataset", name)[0] == 0
+        )
+        lines = open_split(tmp_path / name / "lines", "train")
+        for a, b in zip(data_sets[name], lines, strict=True):
+            assert np.array_equal(a.mask, b.mask) and a.ann_ids == b.ann_ids

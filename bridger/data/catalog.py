@@ -9,16 +9,18 @@ from pathlib import Path
 
 from bridger.config import did_you_mean
 from bridger.data.base import ReferringDataset
+from bridger.data.folder import OWN, ReferringFolder, folder_splits
 from bridger.data.layouts import is_there
 from bridger.data.refcoco import LoadedRefs, pictures_of_splits, read_splits
 
 LAYOUTS = """{root} holds no data set; expected one of these layouts:
-  {root}/refcoco/refs(unc).p and instances.json (refcoco+ and refcocog likewise),
-    and the pictures in {root}/images/train2014 or {root}/images/mscoco/images/train2014
+  {root}/refcoco/refs(unc).p and instances.json (refcoco+ and refcocog likewise), \
+and the pictures in {root}/images/train2014 or {root}/images/mscoco/images/train2014
   {root}/grefcoco/grefs(unc).json and instances.json, and the pictures as above
   {root}/refs(unc).p and instances.json, and the pictures there, in images or in train2014
   {root}/anns/refcoco/train.json, masks/refcoco and images/train2014, as ETRIS prepares them
-  {root}/train.jsonl, or files for other splits: data of your own"""
+  {root}/train.jsonl and others: data of your own, a line for every object, such as \
+{{"image": "pictures/a.jpg", "sentence": "the dog on the left", "mask": "masks/a.png"}}"""
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,12 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-OWN = "folder"  # the name of a data set of one's own, as `bridger.data.folder` reads it
-
-
 def data_sets(root: str | os.PathLike[str]) -> list[str]:
     """Return the names of the data sets in a folder, the published ones first.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    from bridger.data.folder import folder_splits
-
     own = [OWN] if folder_splits(root) else []
     return [n for n, d in PUBLISHED.items() if is_there(Path(root), d.folder, d.split_by)] + own
 
@@ -142,8 +139,6 @@ def open_splits(
     """
     name = dataset or the_only(root)
     if name == OWN:
-        from bridger.data.folder import ReferringFolder, folder_splits
-
         wanted = folder_splits(root) if splits is None else splits
         return {split: ReferringFolder(root, split) for split in wanted}
     known = published(name)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bridger.data.base import ReferringDataset
-from bridger.data.catalog import OWN, PUBLISHED, data_sets, open_splits, published, the_only
+from bridger.data.catalog import PUBLISHED, data_sets, open_splits, published, the_only
 from bridger.data.check_pictures import DUPLICATED_IDS, PictureCheck, Remark
-from bridger.data.folder import ReferringFolder, folder_splits
+from bridger.data.folder import OWN, ReferringFolder, folder_splits
 from bridger.data.mixed import leaks
 
 Report = Callable[[int, int], None]
@@ -222,7 +222,8 @@ def _open(root: Path, name: str, findings: _Findings) -> dict[str, ReferringData
 def _find_missing_splits(name: str, splits: Splits, findings: _Findings) -> None:
     for split in PUBLISHED[name].splits if name in PUBLISHED else ("train", "val"):
         if split not in splits:
-            findings.add(MISSING_SPLITS, f"{name} {split}")
+            hint = ", by which training chooses what it keeps (or --validation none)"
+            findings.add(MISSING_SPLITS, f"{name} {split}{hint if split == 'val' else ''}")
 
 
 def _compare_counts(one: _Opened, findings: _Findings) -> None:

@@ -12,12 +12,9 @@ import numpy as np
 from bridger.data.base import ReferringDataset, Sample
 from bridger.data.jsonlines import read_line
 
-NAME = "folder"
+OWN = "folder"  # the name of a data set of one's own
 ENDING = ".jsonl"
 USUAL = ("train", "val", "test")  # splits in the order in which they are shown
-LAYOUT = """expected this layout:
-  {root}/train.jsonl, val.jsonl, test.jsonl or others, each line an object such as
-  {{"image": "pictures/a.jpg", "sentence": "the dog on the left", "mask": "masks/a.png"}}"""
 
 
 class ReferringFolder(ReferringDataset):
@@ -44,7 +41,7 @@ class ReferringFolder(ReferringDataset):
         split: str,
         report: Callable[[ValueError], None] | None = None,
     ) -> None:
-        self.root, self.split, self.name = Path(root), split, NAME
+        self.root, self.split, self.name = Path(root), split, OWN
         splits = folder_splits(self.root)
         self.path = self.root / f"{split}{ENDING}"
         if split not in splits:
@@ -112,7 +109,7 @@ def folder_splits(root: str | os.PathLike[str]) -> list[str]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}; {LAYOUT.format(root=root)}")
+        raise FileNotFoundError(f"there is no folder {root}")
     found = {
         path.stem for path in root.glob(f"*{ENDING}") if path.is_file() and path.name[0] != "."
     }

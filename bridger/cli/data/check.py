@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,12 @@ EXAMPLES = """\
   bridger data check my-data
   bridger data check my-data --sheet sheet.png --json report.json
   bridger data check coco --dataset refcoco refcocog
+
+a folder of your own has a file for every split, DIR/train.jsonl and DIR/val.jsonl at least, with
+lines such as
+  {"image": "pictures/a.jpg", "sentence": "the dog on the left", "mask": "masks/a.png"}
+"sentences": ["...", "..."] says several things of one object; in place of "mask" there can be
+"polygons": [[x0, y0, x1, y1, ...]], "box": [x0, y0, x1, y1], COCO's "segmentation", or "none": true
 """
 
 
@@ -76,6 +83,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         kinds = len(report.problems)
         found = "one kind of problem" if kinds == 1 else f"{kinds} kinds of problems"
         raise ValueError(f"{found} in {args.data}: see above")
+    if any(split.split == "train" for split in report.splits):
+        say(f"next: bridger train --data {shlex.quote(str(args.data))} --out my-adapter")
     return report.to_dict()
 
 
@@ -84,7 +93,7 @@ def _describe(report: DataReport) -> list[str]:
     for title, findings in (("wrong", report.problems), ("notes", report.notes)):
         if findings:
             lines += ["", f"{title}:", *(line for f in findings for line in _finding(f))]
-    return [*lines, *([] if report.problems else ["", "nothing is wrong"])]
+    return lines if report.problems else [*lines, "", "nothing is wrong"]
 
 
 def _table(splits: tuple[SplitCounts, ...]) -> list[str]:

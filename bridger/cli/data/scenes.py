@@ -9,10 +9,11 @@ from typing import Any
 
 from bridger.cli.base import say, whole
 
-HELP = "make a data set of scenes in RefCOCO's format"
+HELP = "make a data set of scenes in the format of RefCOCO or gRefCOCO"
 EXAMPLES = """\
   bridger data scenes scenes
   bridger data scenes scenes --train 8000 --val 200 --testA 200 --testB 200 --seed 1
+  bridger data scenes scenes --layout grefcoco           words for several objects, or none
 """
 DEFAULTS = {"train": 2000, "val": 100, "testA": 100, "testB": 100}
 
@@ -28,6 +29,13 @@ def register(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"pictures of this split (default: {count})",
         )
+    parser.add_argument(
+        "--layout",
+        choices=["refcoco", "grefcoco"],
+        default="refcoco",
+        help="refcoco: every sentence means one object; grefcoco: one, several or none; both may "
+        "lie in one folder (default: refcoco)",
+    )
     add_scene_options(parser)
 
 
@@ -43,28 +51,31 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write scenes, and say what was written."""
-    from bridger.data.scenes import ANNOTATIONS, write_scenes
+    from bridger.data.scene_files import LAYOUTS
+    from bridger.data.scenes import write_scenes
 
-    if (args.folder / ANNOTATIONS).exists():
+    if (args.folder / LAYOUTS[args.layout]).exists():
         raise FileExistsError(f"{args.folder} already holds a data set: choose another folder")
     counts = {split: getattr(args, split) for split in DEFAULTS}
     if not any(counts.values()):
         raise ValueError("every split is empty: ask for some pictures")
     started = time.monotonic()
-    write_scenes(args.folder, counts, size=args.size, seed=args.seed)
-    say(*describe_data(args.folder, counts), f"took {time.monotonic() - started:.0f} s")
-    return {"folder": str(args.folder), "pictures": counts, "seed": args.seed, "size": args.size}
+    write_scenes(args.folder, counts, args.size, args.seed, args.layout)
+    seconds = time.monotonic() - started
+    say(*describe_data(args.folder, counts, args.layout), f"took {seconds:.0f} s")
+    options = {name: getattr(args, name) for name in ("seed", "size", "layout")}
+    return {"folder": str(args.folder), "pictures": counts, **options}
 
 
-def describe_data(folder: Path, counts: dict[str, int]) -> list[str]:
-    """Return a line per split with its pictures, objects and sentences."""
+def describe_data(folder: Path, counts: dict[str, int], layout: str = "refcoco") -> list[str]:
+    """Return a line per split with its pictures, refs and sentences."""
     from bridger.data import open_splits
 
     lines = [f"scenes in {folder}:"]
     wanted = [split for split, count in counts.items() if count]
-    for split, refs in open_splits(folder, wanted).items():
+    for split, refs in open_splits(folder, wanted, layout).items():
         lines.append(
-            f"  {split}: {counts[split]} pictures, {len(refs)} objects, "
+            f"  {split}: {counts[split]} pictures, {len(refs)} refs, "
             f"{sum(refs.sentence_counts())} sentences"
         )
     return lines
