@@ -29,6 +29,7 @@ EXAMPLES = """\
   bridger evaluate my-adapter --data scenes
   bridger evaluate my-adapter --data scenes --split testA --json figures.json
   bridger evaluate my-adapter --data coco --dataset refcoco refcoco+ --report page
+  torchrun --nproc-per-node 4 -m bridger evaluate my-adapter --data coco
 """
 VALIDATION = "val"
 
@@ -69,25 +70,23 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Judge, print the tables, and write what was asked for."""
+    from bridger.evaluation.ranks import connected
     from bridger.evaluation.report import record, tables
+    from bridger.training.distributed import is_main
 
     page = _check_places(args)
     splits = list(_splits(args))
-    model = load_model(args.adapter, args.towers)
-    started = time.monotonic()
-    judged = [pair for split in splits for pair in _judge(model, split, args)]
+    with connected():
+        model = load_model(args.adapter, args.towers)
+        started = time.monotonic()
+        judged = [pair for split in splits for pair in _judge(model, split, args)]
     evaluations = [evaluation for _, evaluation in judged]
     for table in tables(evaluations, str(args.adapter)):
         say(*table.lines(), "")
     sentences = sum(len(evaluation) for evaluation in evaluations if evaluation.loss is not None)
     say(f"{sentences} sentences in {time.monotonic() - started:.0f} s")
-    if args.rows is not None:
-        _write_rows(args.rows, evaluations)
-    if page is not None:
-        from bridger.evaluation.page import write_page
-
-        say(f"drawing the best and worst cases: {page}")
-        write_page(args.report, model, judged, str(args.adapter))
+    if is_main():
+        _write(args, page, model, judged)
     return {
         "adapter": str(args.adapter),
         "threshold": args.threshold,
@@ -123,6 +122,7 @@ def _judge(
 ) -> Iterator[tuple[ReferringDataset, Evaluation]]:
     """Judge a split; of val return the part with the first sentences too."""
     from bridger.evaluation import evaluate
+    from bridger.training.distributed import is_main
 
     whole = evaluate(
         model,
@@ -130,19 +130,29 @@ def _judge(
         args.threshold,
         args.batch_size,
         first_sentence=args.sentences == "first",
-        report=Counter(split.split),
+        report=Counter(split.split) if is_main() else None,
     )
     yield split, whole
     if args.sentences is None and split.split == VALIDATION:
         yield split, whole.first_sentences()
 
 
-def _write_rows(path: Path, evaluations: list[Evaluation]) -> None:
-    """Write every expression that was judged, once."""
+def _write(
+    args: argparse.Namespace,
+    page: Path | None,
+    model: Any,
+    judged: list[tuple[ReferringDataset, Evaluation]],
+) -> None:
+    """Write the expressions, each once, and the page, as far as they were asked for."""
+    from bridger.evaluation.page import write_page
     from bridger.evaluation.report import rows
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for evaluation in evaluations:
-            if evaluation.loss is not None:
-                file.writelines(f"{json.dumps(row)}\n" for row in rows(evaluation))
+    if args.rows is not None:
+        args.rows.parent.mkdir(parents=True, exist_ok=True)
+        with args.rows.open("w", encoding="utf-8") as file:
+            for _, evaluation in judged:
+                if evaluation.loss is not None:
+                    file.writelines(f"{json.dumps(row)}\n" for row in rows(evaluation))
+    if page is not None:
+        say(f"drawing the best and worst cases: {page}")
+        write_page(args.report, model, judged, str(args.adapter))

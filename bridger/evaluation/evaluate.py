@@ -13,6 +13,7 @@ from bridger.evaluation.judge import Batch, Judge
 from bridger.evaluation.metrics import EPSILON
 from bridger.evaluation.ranks import gather, rank_and_world
 from bridger.evaluation.result import Case, Evaluation
+from bridger.freezing import in_eval_mode
 from bridger.model import BridgedModel
 
 Report = Callable[[int, int, float], None]
@@ -41,7 +42,7 @@ def evaluate(
     return the same: batches are those of one process, so that the result is the same too.
 
     Args:
-        model: the model, with its processor; its mode is restored at the end.
+        model: the model, with its processor; its modules' modes are restored at the end.
         dataset: the split.
         threshold: probability above which a pixel belongs to the mask.
         batch_size: expressions that are computed together; a picture's stay together.
@@ -69,13 +70,8 @@ def evaluate(
         raise ValueError(f"{dataset!r} has no expression to judge")
     thresholds = (threshold, *(t for t in THRESHOLDS if t != threshold))
     judge = Judge(model, model.processor, model.heads[model.head_name(head)], dataset, thresholds)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            judged = _run(judge, batches, report)
-    finally:
-        model.train(was_training)
+    with in_eval_mode(model), torch.no_grad():
+        judged = _run(judge, batches, report)
     judged = sorted(gather(judged), key=lambda batch: batch.number)
     cases = sorted(
         (case for batch in judged for case in batch.cases), key=lambda c: (c.index, c.order)

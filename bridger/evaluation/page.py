@@ -17,7 +17,7 @@ import numpy as np
 from bridger import __version__
 from bridger._files import staging
 from bridger.data import ReferringDataset
-from bridger.evaluation.report import SENTENCES, Table, percent, tables
+from bridger.evaluation.report import SENTENCES, Table, tables
 from bridger.evaluation.result import Case, Evaluation
 from bridger.model import BridgedModel
 from bridger.pictures import read_picture
@@ -35,7 +35,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff;
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-caption { text-align: left; font-weight: 600; padding: 1.2rem 0 0.4rem; }
+caption { text-align: left; font-weight: 600; padding: 1.2rem 0 0.4rem;
+  white-space: nowrap; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #d8dee4; text-align: left;
   white-space: nowrap; }
 th { background: #f3f5f7; }
@@ -43,7 +44,8 @@ table.published { background: #fbf6e9; border-left: 4px solid #c99a2e; }
 table.published th { background: #f5ebd0; }
 table.published tbody tr:first-child { background: #fff; font-weight: 600; }
 .note { color: #57606a; font-size: 0.85rem; margin: 0.3rem 0 0; }
-.case { border: 1px solid #d8dee4; border-radius: 6px; padding: 0.8rem; margin: 1rem 0; }
+.case { border: 1px solid #d8dee4; border-radius: 6px; padding: 0.8rem; margin: 1rem 0;
+  break-inside: avoid; }
 .case p { margin: 0 0 0.5rem; } .sentence { font-weight: 600; overflow-wrap: anywhere; }
 .views { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 0.6rem; }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
@@ -153,10 +155,10 @@ class _Cases:
     def section(self, which: str, ranked: Sequence[tuple[Case, float]]) -> Iterator[str]:
         """Write a heading and the cases below it."""
         evaluation = self.evaluation
+        judged = SENTENCES[evaluation.sentences]
         split = escape(f"{evaluation.name} {evaluation.split}")
-        said = SENTENCES[evaluation.sentences]
         yield f"<h2>{split}: the {which} cases</h2>"
-        yield f'<p class="note">One of a picture at most, of {said}.</p>'
+        yield f'<p class="note">At most one of each picture. Judged: {judged}.</p>'
         for place, (case, score) in enumerate(ranked, 1):
             stem = re.sub("[^A-Za-z0-9]+", "-", f"{evaluation.name} {evaluation.split}")
             yield self._case(case, score, f"{stem}-{which}-{place:02}")
@@ -177,7 +179,7 @@ class _Cases:
             self._figure(view, f"{stem}-{place}.jpg", f"{name}: {case.sentence}", name)
             for place, (name, view) in enumerate(views.items())
         ]
-        about = [f"IoU {percent(score)}", f"{case.area} pixels meant ({case.object_size})"]
+        about = [f"IoU {score:.3f}", f"{case.area} pixels meant ({case.object_size})"]
         about += [case.kind] if case.kind else []
         about += [case.source, Path(case.image).name, f"ref {case.ref_id}"]
         return (

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -24,3 +28,21 @@ def gather(mine: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(world)]
     dist.all_gather_object(parts, mine)
     return [item for part in parts for item in part]
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connect the processes that a launcher such as torchrun started, each with its own GPU.
+
+    A process that was started alone, or is connected already, is left as it is.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -14,10 +14,14 @@ LEVEL = 0.95
 WITH_INTERVALS = ("mIoU", "oIoU", "gIoU", "cIoU")
 SENTENCES = {"first": "first sentences", "every": "every sentence"}
 STRATA: dict[Stratum, str] = {
-    "size": "object size (COCO's: small below 32 x 32 pixels of the mask, large from 96 x 96)",
+    "size": "object size",
     "kind": "kind of expression",
     "source": "data set",
 }
+COCO_SIZES = (
+    "; small is below 32 x 32 pixels of the true mask, large from 96 x 96 on, as in COCO's "
+    "evaluation"
+)
 
 
 @dataclass(frozen=True)
@@ -207,8 +211,9 @@ def _parts(evaluations: Sequence[Evaluation], stratum: Stratum) -> list[Table]:
         ]
         for name in names
     ]
-    title = f"{metric} in percent by {STRATA[stratum]}; in brackets the number of expressions"
-    return [Table(title, ["", *_columns(evaluations)], cells)]
+    note = "in brackets: how many expressions" + (COCO_SIZES if stratum == "size" else "")
+    title = f"{metric} in percent by {STRATA[stratum]}"
+    return [Table(title, ["", *_columns(evaluations)], cells, note=note)]
 
 
 def _published(evaluations: Sequence[Evaluation], adapter: str, metric: str) -> list[Table]:
