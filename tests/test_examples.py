@@ -70,3 +70,13 @@ def test_the_gallery_asks_for_kinds_of_words_and_own_pictures(tmp_path: Path) ->
     run("gallery.py", "--ask", "lawn.png", "the ball", "--out", "asked.png", folder=tmp_path)
     with Image.open(tmp_path / "asked.png") as sheet:
         assert sheet.getpixel((40, 20)) != (255, 255, 255)
+
+
+@pytest.mark.slow
+def test_the_benchmarks_of_loading_run(tmp_path: Path) -> None:
+    options = ("--pictures", "4", "--sides", "64", "--workers", "0")
+    printed = run("benchmarks/data_loading.py", *options, folder=tmp_path)
+    assert "| warp |" in printed and "| and the letterbox |" in printed
+    options = ("--steps", "2", "--batch", "2", "--workers", "0")
+    printed = run("benchmarks/waiting_for_data.py", *options, folder=tmp_path)
+    assert "| cold | 0 |" in printed and "| warm | 0 |" in printed

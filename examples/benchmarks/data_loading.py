@@ -35,7 +35,7 @@ from bridger.processing import Processor
 from bridger.warp import Placement
 
 HEIGHT, WIDTH = 480, 640
-GRAIN = 14.0  # grey levels; makes JPEGs of COCO's size
+GRAIN = 16.5  # grey levels; makes JPEGs of COCO's size
 QUALITY = 90
 BATCH = 32
 
