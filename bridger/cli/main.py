@@ -15,12 +15,13 @@ from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 from bridger import __version__
-from bridger.cli import convert, data, evaluate, inspect, predict, quickstart, train
+from bridger.cli import convert, data, evaluate, inspect, predict, quickstart, recipes, train
 from bridger.cli.base import add_verb, check_writable, one_line, write_json
 
 VERBS = {
     "quickstart": quickstart,
     "data": data,
+    "recipes": recipes,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,

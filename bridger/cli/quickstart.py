@@ -122,8 +122,10 @@ def perform(plan: Plan) -> dict[str, Any]:
 
 def show_again(out: Path, recipe: Recipe) -> dict[str, Any]:
     """Print the figures of a finished run in place of repeating it."""
+    from bridger.training import Recipe
+
     summary: dict[str, Any] = json.loads((out / METRICS_FILE).read_text())
-    if summary["recipe"] != json.loads(json.dumps(recipe.to_dict())):
+    if recipe.differences(Recipe.from_dict(summary["recipe"])):
         raise FileExistsError(
             f"{out} holds a finished run of another recipe: choose another folder with --out"
         )

@@ -9,32 +9,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import add_data_options, megabytes, open_data, say, whole
+from bridger.cli.base import add_data_options, megabytes, say, whole
+from bridger.cli.recipes import find_recipe
+from bridger.cli.train_data import open_training
 
 if TYPE_CHECKING:
     from bridger.training import Recipe
 
-HELP = "tune Bridgers and head on referring expressions"
+HELP = "tune Bridgers and head on referring expressions, by a recipe"
 EXAMPLES = """\
   bridger train --data scenes --out my-adapter
   bridger train --data scenes --out my-adapter --resume
   bridger train --data scenes --out alone --steps 500 --set bridgers=null
-  bridger train --data refcoco --out vit --recipe etris --set batch_size=16
+  bridger train etris-vit-b16-refcoco --data coco --out vit --set precision=bf16
+  bridger train mine.json --data my-folder --out mine
+  torchrun --nproc-per-node 2 -m bridger train etris-r50-refcoco --data coco --out r50
 """
+QUICKSTART = "quickstart"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="a name (`bridger recipes` lists them) or a JSON file, as every run leaves one "
+        "(default: quickstart, which is for scenes)",
+    )
     add_data_options(parser)
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="becomes the adapter's folder"
     )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="quickstart (default), etris, or a JSON file as every run leaves one",
-    )
-    parser.add_argument("--steps", type=whole(1), metavar="N", help="updates")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=whole(1), metavar="N", help="updates")
+    length.add_argument("--epochs", type=whole(1), metavar="N", help="in place of steps")
     parser.add_argument("--seed", type=whole(0), metavar="S", help="of everything drawn by chance")
     parser.add_argument(
         "--set",
@@ -42,14 +51,21 @@ def register(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="change an option of the recipe (bridger.training.Recipe lists them), or one inside "
+        help="change an option of the recipe (`bridger recipes NAME` prints them), or one inside "
         "it: head.width=96; values are JSON; may be given often",
     )
     parser.add_argument(
         "--validation",
-        default="val",
         metavar="SPLIT",
-        help="split that chooses the adapter, none: the last one is kept (default: val)",
+        help="split that chooses the adapter, none: the last one is kept (default: val, where "
+        "there is one)",
+    )
+    parser.add_argument(
+        "--report-to",
+        nargs="+",
+        metavar="NAME",
+        help="where logs go: tensorboard, wandb, ..., as transformers knows them, or none "
+        "(default: as the recipe says, tensorboard)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in --out"
@@ -62,17 +78,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bridger.training.run import has_checkpoint, train
 
     recipe = recipe_from(args)
-    training = open_data(args, "train")
-    validation = None
-    if args.validation != "none":
-        validation = open_data(args, args.validation)
+    training, validation = open_training(recipe, args.data, args.validation)
+    say(f"training on {training.name} {training.split}: {len(training)} refs")
     started = time.monotonic()
     try:
         model = train(recipe, training, args.out, validation=validation, resume=args.resume)
     except KeyboardInterrupt as interruption:
         if not has_checkpoint(args.out):
             raise KeyboardInterrupt("before anything was trained") from interruption
-        message = f"go on with `bridger train ... --out {args.out} --resume`"
+        message = f"go on with `bridger train --data {args.data} --out {args.out} --resume`"
         raise KeyboardInterrupt(message) from interruption
     model.print_trainable_parameters()
     size = (args.out / WEIGHTS_FILE).stat().st_size
@@ -88,17 +102,19 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     from bridger.training import Recipe
     from bridger.training.run import RECIPE_FILE
 
-    name = args.recipe or "quickstart"
     if args.resume and args.recipe is None and (args.out / RECIPE_FILE).is_file():
         recipe = Recipe.load(args.out / RECIPE_FILE)
-    elif "." in name or "/" in name:
-        recipe = Recipe.load(name)
     else:
-        recipe = Recipe.preset(name)
+        recipe = find_recipe(args.recipe or QUICKSTART)
     for text in args.changes:
         recipe = _changed(recipe, *_parse_change(text))
-    given = {option: getattr(args, option) for option in ("steps", "seed")}
-    return recipe.replace(**{name: value for name, value in given.items() if value is not None})
+    given = {option: getattr(args, option) for option in ("steps", "epochs", "seed")}
+    given |= {"datasets": args.dataset and tuple(args.dataset)}
+    if args.report_to is not None:
+        given["report_to"] = () if args.report_to == ["none"] else tuple(args.report_to)
+    changed = recipe.replace(**{n: value for n, value in given.items() if value is not None})
+    # Figures that were published for other data are nothing to aim at.
+    return changed if changed.datasets == recipe.datasets else changed.replace(aims={})
 
 
 def _changed(recipe: Recipe, name: str, value: Any) -> Recipe:
