@@ -98,18 +98,19 @@ class PictureCheck:
         return remarks, [sample.ref_id for _, sample in samples]
 
     def _read(self, place: str, path: Path) -> Iterator[Remark]:
-        self.sizes[path] = None
+        size: tuple[int, int] | None = None
         if not path.is_file():
             yield Remark(MISSING, f"{place}: {path}")
-            return
-        try:
-            height, width = read_picture(path).shape[1:] if self.decode else picture_size(path)
-        except Exception as error:
-            yield Remark(BROKEN, f"{place}: {error}")
-            return
-        self.sizes[path] = (height, width)
-        if min(height, width) < LEAST_SIDE:
-            yield Remark(TINY, f"{place}: {path} is {height} x {width}", note=True)
+        else:
+            try:
+                height, width = read_picture(path).shape[1:] if self.decode else picture_size(path)
+            except Exception as error:
+                yield Remark(BROKEN, f"{place}: {error}")
+            else:
+                size = (height, width)
+                if min(size) < LEAST_SIDE:
+                    yield Remark(TINY, f"{place}: {path} is {height} x {width}", note=True)
+        self.sizes[path] = size  # last, as other threads look here
 
     def _check_sentences(self, place: str, sample: Sample, limit: int) -> Iterator[Remark]:
         if not sample.sentences:
