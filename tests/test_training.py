@@ -4,78 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from helpers_towers import PAIRS, ids, images
+from helpers_towers import PAIRS
+from helpers_training import assert_same, make_model, make_trainer, numbers
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from bridger import BridgedModel, BridgerConfig, attach_bridgers
-from bridger.heads import ReferringSegmentationHead
+from bridger import BridgedModel
 from bridger.recomputing import recomputes
-from bridger.training import BridgerTrainer
-
-SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
-HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
-
-
-class Pictures(Dataset[dict[str, Tensor]]):
-    """Random pictures and texts whose masks are where the picture is bright."""
-
-    def __init__(self, count: int = 8) -> None:
-        self.pixels, self.ids = images(count, 32), ids(4).repeat(count // 4, 1)
-        self.labels = (self.pixels[:, 0] > 0).float()
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {
-            "pixel_values": self.pixels[index],
-            "input_ids": self.ids[index],
-            "labels": self.labels[index],
-        }
-
-
-def make_model(config: BridgerConfig | None = SMALL) -> BridgedModel:
-    torch.manual_seed(0)
-    bridged = attach_bridgers(*PAIRS["open_clip_vit"](), 2, config)
-    return bridged.with_head(ReferringSegmentationHead, **HEAD)
-
-
-def make_trainer(folder: Path, model: BridgedModel | None = None, **changes: Any) -> BridgerTrainer:
-    own_names = ("learning_rates", "score", "callbacks", "eval_dataset")
-    own = {name: changes.pop(name) for name in own_names if name in changes}
-    options: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    }
-    args = TrainingArguments(**{**options, **changes})
-    data = Pictures()
-    given = {"train_dataset": data, "eval_dataset": data, **own}
-    return BridgerTrainer(model or make_model(), args, **given)
-
-
-def numbers(model: BridgedModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.adapter_state_dict().items()}
-
-
-def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    assert list(first) == list(second)
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_training_lowers_the_loss_and_leaves_the_towers_alone(tmp_path: Path) -> None:

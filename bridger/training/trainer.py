@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,6 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         if args.n_gpu > 1:
             # DataParallel copies modules between threads, hooks and all: one process per GPU.
             args._n_gpu = 1
-        if args.ddp_broadcast_buffers is None:
-            # Synchronised BatchNorm keeps them equal, and towers' are not to be written to.
-            args.ddp_broadcast_buffers = False
         self.learning_rates = dict(learning_rates or {})
         self.score = score
         self.scheduler = scheduler
@@ -118,7 +116,8 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest_checkpoint()
-        with self.interruption.watching(), synchronized_batch_norm(self.model):
+        model = self.model
+        with self.interruption.watching(), synchronized_batch_norm(model), _own_forward(model):
             try:
                 result = super().train(resume_from_checkpoint or None, **kwargs)
             except KeyboardInterrupt:
@@ -127,8 +126,6 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
                 raise
             finally:
                 self.progress.close()
-                # Mixed precision wraps the model's forward; afterwards it is the user's again.
-                self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.interruption.requested:
             raise KeyboardInterrupt
         return result
@@ -275,6 +272,19 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         _, tensors = checkpoint.read(folder)
         with torch.no_grad():
             checkpoint.load_adapter_tensors(model, tensors, os.fspath(folder))
+
+
+@contextmanager
+def _own_forward(model: BridgedModel) -> Iterator[None]:
+    """Take off the forward that accelerate puts on a model for mixed precision."""
+    own = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        vars(model).pop("_original_forward", None)
+        vars(model).pop("forward", None)
+        if own is not None:
+            vars(model)["forward"] = own
 
 
 def _expressions(batch: Mapping[str, Any]) -> int:

@@ -1,0 +1,324 @@
+"""Small runs of BridgerTrainer, in the test's process or in others that they may take down.
+
+As a program, `python helpers_training.py FILE` makes the runs that a JSON list in FILE describes
+(`Run`), one after the other, and also under `torchrun`. With `--fork` each run has a
+process of its own, which may kill itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from helpers_towers import PAIRS, ids, images
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from bridger import BridgedModel, BridgerConfig, attach_bridgers
+from bridger.config import Config
+from bridger.features import BridgedFeatures, EncoderSpec
+from bridger.heads import Head, HeadOutput, ReferringSegmentationHead, register_head
+from bridger.heads.losses import mask_targets, text_to_pixel_loss
+from bridger.training import BridgerTrainer, distributed
+
+SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
+HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
+STEPS = 6
+"""Updates of a run; every second one leaves a checkpoint."""
+
+
+class Pictures(Dataset[dict[str, Tensor]]):
+    """Random pictures and texts whose masks are where the picture is bright.
+
+    Args:
+        count: of pictures.
+        expressions: of each picture; 0: one, without a dimension of its own.
+        ragged: leave out the last expression of all pictures but every third.
+    """
+
+    def __init__(self, count: int = 8, expressions: int = 0, ragged: bool = False) -> None:
+        self.pixels = images(count, 32)
+        self.ids = ids(4).repeat(count // 4 + 1, 1)[:count]
+        self.labels = (self.pixels[:, 0] > 0).float()
+        self.expressions, self.ragged = expressions, ragged
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item = {"pixel_values": self.pixels[index], "index": torch.tensor(index)}
+        if not self.expressions:
+            return {**item, "input_ids": self.ids[index], "labels": self.labels[index]}
+        rows = [(index + n) % len(self) for n in range(self.expressions)]
+        present = torch.ones(self.expressions, dtype=torch.bool)
+        present[-1] = not self.ragged or index % 3 == 0
+        labels = (self.pixels[index] > 0)[torch.arange(self.expressions) % 3].float()
+        return {
+            **item,
+            "input_ids": self.ids[rows],
+            "labels": labels,
+            "expression_mask": present,
+        }
+
+
+@register_head("dot_in_tests")
+class DotHead(Head):
+    """The sentence's product with every cell of the last map: no BatchNorm and no dropout."""
+
+    config_class = Config
+
+    def __init__(self, spec: EncoderSpec, config: Config) -> None:
+        super().__init__(spec, config)
+        self.cells = nn.Linear(spec.map_widths[-1], spec.sentence_width)
+
+    def forward(
+        self,
+        features: BridgedFeatures,
+        labels: Tensor | None = None,
+        expression_mask: Tensor | None = None,
+    ) -> HeadOutput:
+        cells = self.cells(rearrange(features.maps[-1], "r c h w -> r h w c"))
+        logits = torch.einsum("rhwc,rc->rhw", cells, features.sentence) / cells.shape[-1]
+        rows = rearrange(logits.float(), "(b n) h w -> b n h w", n=features.num_expressions)
+        if labels is None:
+            return HeadOutput(rows)
+        targets = mask_targets(labels, rows, features.image_size)
+        return HeadOutput(rows, text_to_pixel_loss(rows, targets, expression_mask))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+
+def make_model(
+    config: BridgerConfig | None = SMALL, head: str = "referring", **options: Any
+) -> BridgedModel:
+    torch.manual_seed(0)
+    bridged = attach_bridgers(*PAIRS["open_clip_vit"](), 2, config)
+    if head == "dot":
+        return bridged.with_head(DotHead, **options)
+    return bridged.with_head(ReferringSegmentationHead, **HEAD, **options)
+
+
+def make_trainer(folder: Path, model: BridgedModel | None = None, **changes: Any) -> BridgerTrainer:
+    own_names = ("learning_rates", "score", "callbacks", "eval_dataset", "scheduler", "in_order")
+    own_names += ("train_dataset", "data_collator")
+    own = {name: changes.pop(name) for name in own_names if name in changes}
+    options: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    args = TrainingArguments(**{**options, **changes})
+    given = {"train_dataset": Pictures(), "eval_dataset": Pictures(), **own}
+    return BridgerTrainer(model or make_model(), args, **given)
+
+
+def numbers(model: BridgedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.adapter_state_dict().items()}
+
+
+def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    assert list(first) == list(second)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with 24 pictures, 4 in each update, that another process may be told to make.
+
+    Attributes:
+        folder: gets the adapter, checkpoints, and what each process saw.
+        head: "referring", which has BatchNorm, or "dot", which has none.
+        expressions, ragged: of `Pictures`.
+        args: of TrainingArguments, changed.
+        resume: from the last checkpoint.
+        die: where a process kills itself, see `die_at`; "": nowhere.
+        rank: which one.
+    """
+
+    folder: str
+    head: str = "referring"
+    expressions: int = 0
+    ragged: bool = False
+    args: Mapping[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    die: str = ""
+    rank: int = 0
+
+    def __call__(self) -> None:
+        """Train, and write what came of it."""
+        accumulation = self.args.get("gradient_accumulation_steps", 1)
+        share = 4 // distributed.world_size() // accumulation
+        seen: list[int] = []
+        still = {"dropout": 0.0} if self.head == "referring" else {}
+        model = make_model(SMALL.replace(dropout=0.0), self.head, **still)
+
+        def score(judged: BridgedModel) -> dict[str, float]:
+            total = sum(float(t.double().square().sum()) for t in numbers(judged).values())
+            return {"total": total, "nearness_to_4": -abs(trainer.state.global_step - 4)}
+
+        trainer = make_trainer(
+            Path(self.folder, "checkpoints"),
+            model,
+            train_dataset=Pictures(4 * STEPS, self.expressions, self.ragged),
+            in_order=True,
+            data_collator=lambda items: _collate(items, seen),
+            score=score,
+            eval_dataset=None,
+            eval_strategy="steps",
+            eval_steps=2,
+            metric_for_best_model="nearness_to_4",
+            greater_is_better=True,
+            load_best_model_at_end=True,
+            save_total_limit=2,
+            per_device_train_batch_size=share,
+            remove_unused_columns=False,
+            **self.args,
+        )
+        if self.die and distributed.rank() == self.rank:
+            die_at(self.die, trainer)
+        trainer.train(resume_from_checkpoint=self.resume or None)
+        trainer.save_model(self.folder)
+        result = {"seen": seen, "history": trainer.state.log_history}
+        result["modules"] = [type(module).__name__ for module in model.modules()]
+        Path(self.folder, f"result-{distributed.rank()}.json").write_text(json.dumps(result))
+
+
+def result(folder: Path, rank: int = 0) -> dict[str, Any]:
+    """What a process of a run saw."""
+    read: dict[str, Any] = json.loads(Path(folder, f"result-{rank}.json").read_text())
+    return read
+
+
+def figures(folder: Path, name: str, rank: int = 0) -> list[float]:
+    """One of the figures that a run logged, from its first step to its last."""
+    return [entry[name] for entry in result(folder, rank)["history"] if name in entry]
+
+
+def adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the adapter that a run left."""
+    return load_file(Path(folder, "bridger.safetensors"))
+
+
+def _collate(items: list[dict[str, Tensor]], seen: list[int]) -> dict[str, Tensor]:
+    batch = default_collate(items)
+    seen += batch.pop("index").tolist()
+    return batch
+
+
+def die_at(place: str, trainer: BridgerTrainer) -> None:
+    """Let the process kill itself, so that nothing can prevent or follow it.
+
+    Args:
+        place: "step 5": in the middle of that step. "adapter", "optimizer", "state": while the
+            checkpoint of step 4 is written; there is that file of it as the last one, the latter
+            two only half. "deleting": while step 6 deletes the checkpoint of step 2.
+        trainer: the run.
+    """
+    if place.startswith("step "):
+        trainer.add_callback(_DieInStep(int(place.removeprefix("step "))))
+    elif place in ("adapter", "optimizer"):
+        save = trainer._save_optimizer_and_scheduler
+
+        def save_in_part(folder: str) -> None:
+            if trainer.state.global_step == 4:
+                if place == "optimizer":
+                    save(folder)
+                    _halve(Path(folder, "optimizer.pt"))
+                die()
+            save(folder)
+
+        trainer._save_optimizer_and_scheduler = save_in_part
+    elif place == "state":
+        write = TrainerState.save_to_json
+
+        def write_half(state: TrainerState, path: str) -> None:
+            write(state, path)
+            if state.global_step == 4:
+                _halve(Path(path))
+                die()
+
+        TrainerState.save_to_json = write_half
+    else:
+        delete = shutil.rmtree
+
+        def delete_half(folder: Any, *args: Any, **kwargs: Any) -> None:
+            if Path(folder).name == "checkpoint-2":
+                Path(folder, "optimizer.pt").unlink()
+                die()
+            delete(folder, *args, **kwargs)
+
+        shutil.rmtree = delete_half
+
+
+class _DieInStep(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            die()
+
+
+def _halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_runs(folder: Path, runs: list[Run], *, processes: int = 1, fork: bool = False) -> int:
+    """Make the runs in another process, or in several under torchrun; return its exit code.
+
+    Args:
+        folder: for what is told to them.
+        runs: one after the other.
+        processes: more than one share each run.
+        fork: give each run a process of its own, which may kill itself.
+    """
+    told = folder / "runs.json"
+    told.write_text(json.dumps([asdict(run) for run in runs]))
+    program = [str(Path(__file__)), str(told), *(["--fork"] if fork else [])]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *program]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, timeout=300).returncode
+
+
+def main(told: str, fork: bool) -> None:
+    torch.set_num_threads(1)
+    for values in json.loads(Path(told).read_text()):
+        run = Run(**values)
+        if not fork:
+            run()
+        elif (child := os.fork()) == 0:
+            try:
+                run()
+            finally:
+                os._exit(0)
+        else:
+            died = os.waitpid(child, 0)[1] == signal.SIGKILL
+            assert died == bool(run.die), run
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], "--fork" in sys.argv)

@@ -1,0 +1,145 @@
+"""Two processes on gloo against one: items, losses, gradients, BatchNorm, metrics, and deaths.
+
+With SGD, rounding (sums over other orders) stays what it is: losses and weights agree to 1e-5.
+Adam takes a step of the same size for a gradient that is rounding alone, so there the first
+losses agree as well, and later ones less; see `test_with_adam_too`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from helpers_training import (
+    STEPS,
+    Run,
+    adapter,
+    figures,
+    make_runs,
+    make_trainer,
+    result,
+)
+from torch import nn
+
+from bridger.training import distributed
+from bridger.training.batch_norm import GatheredBatchNorm
+
+if not dist.is_available():
+    pytest.skip("this torch knows no processes", allow_module_level=True)
+
+SGD = {"optim": "sgd", "learning_rate": 0.1}
+RUNS: dict[str, dict[str, Any]] = {
+    "batch norm": {"args": SGD},
+    "ragged": {"head": "dot", "expressions": 3, "ragged": True, "args": SGD},
+    "accumulated": {
+        "head": "dot",
+        "expressions": 3,
+        "ragged": True,
+        "args": {**SGD, "gradient_accumulation_steps": 2},
+    },
+    "adam": {"args": {}},
+}
+
+
+def runs_in(folder: Path) -> list[Run]:
+    return [Run(str(folder / name), **options) for name, options in RUNS.items()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of `RUNS`."""
+    folder = tmp_path_factory.mktemp("alone")
+    for run in runs_in(folder):
+        run()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes make of `RUNS`."""
+    folder = tmp_path_factory.mktemp("both")
+    assert make_runs(folder, runs_in(folder), processes=2) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_an_update_has_the_items_of_one_process(name: str, both: Path) -> None:
+    """Each item once, in its own update, whatever the processes and batches that share it."""
+    seen = [result(both / name, rank)["seen"] for rank in (0, 1)]
+    assert all(len(mine) == 2 * STEPS for mine in seen)
+    for update in range(STEPS):
+        shares = [mine[2 * update : 2 * update + 2] for mine in seen]
+        assert sorted(sum(shares, [])) == list(range(4 * update, 4 * update + 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["batch norm", "ragged", "accumulated"])
+def test_two_processes_learn_what_one_learns(name: str, alone: Path, both: Path) -> None:
+    for figure in ("loss", "grad_norm"):
+        expected = figures(alone / name, figure)
+        assert len(expected) == STEPS and len(set(expected)) == STEPS
+        assert figures(both / name, figure) == pytest.approx(expected, rel=1e-5)
+    assert_close(adapter(alone / name), adapter(both / name), 1e-5)
+
+
+@pytest.mark.slow
+def test_accumulated_batches_count_by_their_expressions(alone: Path) -> None:
+    """Without BatchNorm, an update is the same however it is cut."""
+    for figure in ("loss", "grad_norm"):
+        expected = figures(alone / "ragged", figure)
+        assert figures(alone / "accumulated", figure) == pytest.approx(expected, rel=1e-5)
+    assert_close(adapter(alone / "ragged"), adapter(alone / "accumulated"), 1e-5)
+
+
+@pytest.mark.slow
+def test_with_adam_too(alone: Path, both: Path) -> None:
+    expected, found = (figures(folder / "adam", "loss") for folder in (alone, both))
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-5)
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.slow
+def test_both_processes_hold_the_same_and_one_writes(both: Path) -> None:
+    for name in RUNS:
+        assert figures(both / name, "eval_total", 0) == figures(both / name, "eval_total", 1)
+        checkpoint = both / name / "checkpoints" / "checkpoint-6"
+        assert {p.name for p in checkpoint.glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+
+
+@pytest.mark.slow
+def test_afterwards_the_modules_are_the_models_own(alone: Path, both: Path) -> None:
+    assert result(both / "batch norm")["modules"] == result(alone / "batch norm")["modules"]
+    assert "BatchNorm2d" in result(both / "batch norm")["modules"]
+    names = {folder: list(adapter(folder / "batch norm")) for folder in (alone, both)}
+    assert names[alone] == names[both] and any("running_var" in n for n in names[both])
+
+
+@pytest.mark.slow
+def test_when_one_process_is_killed_the_run_can_go_on(alone: Path, tmp_path: Path) -> None:
+    """Its launcher ends the others; what is resumed ends close to the undisturbed run."""
+    killed = Run(str(tmp_path), args=SGD, die="step 5", rank=1)
+    assert make_runs(tmp_path, [killed], processes=2) != 0
+    assert not (tmp_path / "bridger.safetensors").exists()
+    assert make_runs(tmp_path, [Run(str(tmp_path), args=SGD, resume=True)], processes=2) == 0
+    expected = figures(alone / "batch norm", "loss")
+    assert figures(tmp_path, "loss") == pytest.approx(expected, rel=1e-5)
+    assert_close(adapter(alone / "batch norm"), adapter(tmp_path), 1e-5)
+    # It had to be made again from step 4 on: each process had seen two items by update.
+    assert len(result(tmp_path, 1)["seen"]) == 2 * (STEPS - 4)
+
+
+def assert_close(
+    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float
+) -> None:
+    assert list(first) == list(second)
+    for name, tensor in first.items():
+        scale = max(float(tensor.abs().max()), 1e-3)
+        worst = float((tensor.double() - second[name].double()).abs().max()) / scale
+        assert worst <= tolerance, (name, worst)
