@@ -40,7 +40,8 @@ def attach_bridgers(
             stages are then only read, which is the baseline of every comparison.
         trainable: tower tensors that the adapter trains: one or more glob patterns on
             "vision.<name>" and "text.<name>"; "positions" stands for all position embeddings,
-            "statistics" for BatchNorm's running ones (kept, not trained). The adapter owns
+            "statistics" for BatchNorm's running ones: training forwards then normalise by the
+            batch and move them, as the released code of ETRIS does with ResNets. The adapter owns
             copies, the towers keep theirs.
         connect: the released ETRIS code's residual in a ResNet's last map. It is no part of CLIP:
             random, frozen, and saved with the adapter.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bridger.attachment import Attachment
+from bridger.batch_statistics import BatchStatistics
 from bridger.bridgers import BridgerConfig
 from bridger.bridging import make_bridgers, stride_of
 from bridger.compiling import CompiledBlocks
@@ -168,7 +169,12 @@ class BridgedEncoder(HalfTowers):
         vision, text = self.vision, self.text
         if self._compiled is not None:
             vision, text = self._compiled[0].of(vision), self._compiled[1].of(text)
-        return run_bridged(self, self._hooks, (vision, text), tensors, batch)
+        if not self.training:
+            return run_bridged(self, self._hooks, (vision, text), tensors, batch)
+        moved = BatchStatistics((vision, text), tensors, self.tower_tensors.stand_in)
+        features = run_bridged(self, self._hooks, moved.towers, moved.tensors, batch)
+        moved.keep()
+        return features
 
     def compile(self, **options: Any) -> None:
         """Compile the blocks of both towers and the Bridgers, each by itself.

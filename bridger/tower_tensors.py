@@ -1,8 +1,8 @@
-"""Copies of tower tensors that an adapter trains in the tower's stead."""
+"""Copies of tower tensors that an adapter changes in the tower's stead."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -18,16 +18,23 @@ class TowerTensors(nn.ParameterDict):
     """Adapter-owned parameters, keyed "vision:<name>" and "text:<name>", dots as slashes.
 
     Names are those of towers without peft, so that peft may come, go or be merged later.
+    BatchNorm's running statistics are buffers here, as they are in towers.
+
+    Attributes:
+        stand_in: while processes train together, gives what runs in place of a tower's BatchNorm
+            whose statistics are here, to normalise over all of them; see `BatchStatistics`.
 
     Args:
         vision: the vision tower.
         text: the text tower.
         patterns: globs on "vision.<name>" and "text.<name>", "positions", or "statistics":
-            BatchNorm's running ones. These are frozen here: a checkpoint fills them.
+            BatchNorm's running ones, which training forwards move.
 
     Raises:
         ValueError: a pattern fits no parameter.
     """
+
+    stand_in: Callable[[nn.Module], nn.Module] | None = None
 
     def __init__(self, vision: VisionTower, text: TextTower, patterns: Sequence[str]) -> None:
         super().__init__()
@@ -39,8 +46,11 @@ class TowerTensors(nn.ParameterDict):
                     f"or a glob on 'vision.<name>' or 'text.<name>' such as 'text.ln_final.*'"
                 )
             for side, name, tensor in found:
-                copy = tensor.detach().clone().float()
-                self[_key(side, name)] = nn.Parameter(copy, requires_grad=pattern != STATISTICS)
+                copy, key = tensor.detach().clone().float(), _key(side, name)
+                if pattern != STATISTICS:
+                    self[key] = nn.Parameter(copy)
+                elif key not in self._buffers:
+                    self.register_buffer(key, copy)
 
     def by_tower(self, towers: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
         """Return tensors by side, then by the name that they have below that tower now.
@@ -49,9 +59,9 @@ class TowerTensors(nn.ParameterDict):
             ValueError: peft has put a copy in the place of a whole layer that the adapter trains.
         """
         tensors: dict[str, dict[str, Tensor]] = {side: {} for side in towers}
-        for key, parameter in self.items():
+        for key, tensor in [*self.named_parameters(), *self.named_buffers()]:
             side, name = key.split(":", 1)
-            tensors[side][place_now(towers[side], name.replace("/", "."))] = parameter
+            tensors[side][place_now(towers[side], name.replace("/", "."))] = tensor
         return tensors
 
 

@@ -15,7 +15,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bridger.towers.base import is_a
-from bridger.towers.views import resize_positions, square_grid, view_with
+from bridger.towers.views import (
+    by_the_batch,
+    norms_among,
+    resize_positions,
+    square_grid,
+    view_changing,
+    view_with,
+)
 
 
 class DenseProjection(nn.Module, ABC):
@@ -34,8 +41,16 @@ class DenseProjection(nn.Module, ABC):
         self.width = width
 
     def borrow(self, path: str, tensors: Mapping[str, Tensor]) -> Any:
-        """Return what lies at `path` below the tower's module, with `tensors` standing in."""
+        """Return what lies at `path` below the tower's module, with `tensors` standing in.
+
+        Where these hold a BatchNorm's running statistics, it normalises by the batch in train
+        mode, as in the tower's own forward, which has moved the statistics by this batch already.
+        """
         found: Any = view_with(self._held[0], tensors)
+        if self.training:
+            norms = norms_among(found, tensors)
+            inside = [name for name in norms if f"{name}.".startswith(f"{path}.")]
+            found = by_the_batch(found, inside, moves=False)
         for name in path.split("."):
             found = getattr(found, name)
         return found
@@ -152,7 +167,9 @@ class SpatialAttentionPool(DenseProjection):
         y = relu(y + BN(conv1x1(map)))    with `connect` only
 
     The pool's mean token is left out. `connect` is the released ETRIS code's residual: it is no
-    part of CLIP, random where no checkpoint fills it, frozen, and saved with the adapter.
+    part of CLIP, random where no checkpoint fills it, frozen, and saved with the adapter. In train
+    mode its BatchNorm does what the tower's do: it normalises by the batch and moves its running
+    statistics where the adapter owns the tower's, and stays as in eval where not.
     """
 
     def __init__(self, module: nn.Module, path: str = "attnpool", connect: bool = False) -> None:
@@ -199,5 +216,8 @@ class SpatialAttentionPool(DenseProjection):
         if self.connect is None:
             return dense
         weight = next(self.connect.parameters())
-        residual = self.connect(last_map.to(weight.dtype))
+        connect: Any = self.connect
+        if self.training and norms_among(self._held[0], tensors):
+            connect = view_changing(connect, {"1.training": True})
+        residual = connect(last_map.to(weight.dtype))
         return F.relu(dense + residual.to(dense.dtype))

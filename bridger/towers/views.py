@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bridger.config import did_you_mean
 
@@ -78,6 +79,33 @@ def view_changing(module: nn.Module, changes: Mapping[str, object]) -> nn.Module
         ValueError: as `view_with`, for a module with a replaced `forward` on the way.
     """
     return _view(module, changes, "") if changes else module
+
+
+def norms_among(module: nn.Module, tensors: Iterable[str]) -> list[str]:
+    """Return the names of the BatchNorms whose running means are among these names of tensors."""
+    running = (name.rpartition(".") for name in tensors)
+    paths = [path for path, _, leaf in running if leaf == "running_mean"]
+    return [path for path in paths if isinstance(module.get_submodule(path), _BatchNorm)]
+
+
+def by_the_batch(module: nn.Module, norms: Iterable[str], *, moves: bool = True) -> nn.Module:
+    """Return a module whose BatchNorms normalise by the batch, as in train mode.
+
+    Args:
+        module: any module, a view included; it is read, never written, its counters of batches
+            included.
+        norms: dotted names of those that do.
+        moves: whether their running statistics move, in place; a view can be given copies of
+            them (`view_with`).
+    """
+    changes: dict[str, object] = {}
+    for name in norms:
+        changes[f"{name}.training"] = True
+        # With a momentum the number is not read, but counted up in place.
+        changes[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.long, device="cpu")
+        if not moves:
+            changes[f"{name}.track_running_stats"] = False
+    return view_changing(module, changes)
 
 
 def _view(module: nn.Module, changes: Mapping[str, object], path: str) -> nn.Module:
