@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from helpers_coco import ref, write_pictures, write_prepared, write_refs
+from helpers_words import word_tokenizer
 
-from bridger.data import leaks, open_mixed, open_split
+from bridger.data import RefCollator, leaks, open_mixed, open_split
+from bridger.processing import Processor
 
 IMAGES = range(1, 13)
 REFCOCO = [
@@ -72,6 +74,20 @@ def test_held_out_pictures_are_left_out(root):
     assert "3 refs, 3 expressions" in repr(mixed)
     assert mixed[-1].ref_id == 0 and mixed.pictures() == [[0], [1], [2]]
     assert mixed.sentence_of(2, epoch=1) == mixed[2].sentences[0]
+
+
+def test_refs_of_one_id_are_told_apart(root):
+    words = [f"sentence {i}" for i in range(5)]
+    write_refs(root / "refcoco" / "refs(unc).p", [ref(0, "train", 1, 1, *words)])
+    write_refs(root / "refcocog" / "refs(umd).p", [ref(0, "train", 6, 1, *words)])
+    mixed = open_mixed(root, "train", ["refcoco", "refcocog"])
+    first, second = mixed
+    assert first.ref_id == second.ref_id and first.key != second.key
+    collate = RefCollator(Processor(16, (0.5,) * 3, (0.2,) * 3, word_tokenizer(), 8), seed=3)
+    drawn = [(collate.sentence(first), collate.sentence(second)) for _ in range(20)]
+    # Each has visits of its own: the draws are those of its epochs, none left out.
+    own = [mixed.sentence_of(0, epoch, seed=3) for epoch in range(20)]
+    assert drawn == list(zip(own, own, strict=True)) and len(set(own)) > 2
 
 
 def test_data_sets_that_are_not_trained_on_count_too(root):

@@ -119,7 +119,7 @@ def test_only_what_a_split_needs_is_kept(root):
     [
         ({"size": [6, 9], "counts": [54]}, r"\[6, 9\] but its picture is \[6, 8\]"),
         ({"size": [6, 8], "counts": [10, 20]}, "cover 30 pixels of 48"),
-        ({"size": [6, 8], "counts": [-1, 49]}, "neither polygons nor run lengths"),
+        ({"size": [6, 8], "counts": [-1, 49]}, "run lengths from -1"),
         ({"size": [6, 8]}, "neither polygons nor run lengths"),
         (None, "neither polygons nor run lengths"),
         (7, "neither polygons nor run lengths"),

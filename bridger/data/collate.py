@@ -75,7 +75,7 @@ class _Collator:
         self._fitted = _Fitted(processor, CACHE_BYTES if cache is True else int(cache))
         # In shared memory, so that a DataLoader's running workers see it change.
         self._epoch = torch.full((), _AUTOMATIC).share_memory_()  # type: ignore[no-untyped-call]
-        self._visits: Counter[int] = Counter()
+        self._visits: Counter[tuple[Any, ...]] = Counter()
 
     @property
     def epoch(self) -> int | None:
@@ -93,12 +93,13 @@ class _Collator:
             raise ValueError(f"epochs count from 0, got {epoch}")
         self._epoch.fill_(epoch)
 
-    def _next_epoch(self, ref_id: int) -> int:
+    def _next_epoch(self, sample: Sample) -> int:
         """The epoch to draw this ref's sentences for."""
         if (epoch := self.epoch) is not None:
             return epoch
-        self._visits[ref_id] += 1
-        return self._visits[ref_id] - 1
+        # Of several data sets, refs may have the same id.
+        self._visits[sample.key] += 1
+        return self._visits[sample.key] - 1
 
 
 class RefCollator(_Collator):
@@ -145,7 +146,7 @@ class RefCollator(_Collator):
         """Choose the sentence of a sample; a draw counts as a visit."""
         if not self.draw_sentences:
             return sample.sentences[0]
-        epoch = self._next_epoch(sample.ref_id)
+        epoch = self._next_epoch(sample)
         return sample.sentences[draw(len(sample.sentences), sample.ref_id, epoch, self.seed)]
 
 
@@ -224,8 +225,7 @@ class RaggedRefCollator(_Collator):
         pairs = [(sample, sentence) for sample in group for sentence in sample.sentences]
         if self.most is None or len(pairs) <= self.most:
             return pairs
-        ref_id = group[0].ref_id
-        epoch = self._next_epoch(ref_id)
+        ref_id, epoch = group[0].ref_id, self._next_epoch(group[0])
         left: list[Any] = list(enumerate(pairs))
         taken = [left.pop(draw(len(left), ref_id, epoch, self.seed + i)) for i in range(self.most)]
         return [pair for _, pair in sorted(taken, key=lambda numbered: numbered[0])]

@@ -107,7 +107,7 @@ def decode_mask(
     """
     try:
         return _decode(segmentation, height, width)
-    except (KeyError, TypeError, OverflowError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"a segmentation is neither polygons nor run lengths ({error!r})"
         ) from error
@@ -125,9 +125,10 @@ def _decode(segmentation: list[list[float]] | Mapping[str, Any], height: int, wi
         encoded: Any = dict(segmentation)
         if isinstance(encoded["counts"], list):
             # Where the runs end too early, pycocotools leaves what happens to be in memory.
-            if sum(encoded["counts"]) != height * width:
+            runs = encoded["counts"]
+            if sum(runs) != height * width or min(runs, default=0) < 0:
                 raise ValueError(
-                    f"run lengths cover {sum(encoded['counts'])} pixels of {height * width}"
+                    f"run lengths from {min(runs, default=0)} cover {sum(runs)} pixels of {height * width}"
                 )
             encoded = rle.frPyObjects(encoded, height, width)
     else:
