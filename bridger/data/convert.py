@@ -9,6 +9,7 @@ from pathlib import Path
 from bridger._files import staging
 from bridger.data.base import ReferringDataset
 from bridger.data.catalog import open_splits
+from bridger.data.check_pictures import PictureCheck
 from bridger.data.folder import ENDING
 from bridger.data.jsonlines import write_line
 
@@ -20,7 +21,9 @@ def convert(
     out: str | os.PathLike[str],
     dataset: str | None = None,
     report: Report | None = None,
-) -> dict[str, int]:
+    *,
+    drop_broken: bool = False,
+) -> dict[str, tuple[int, int]]:
     """Write every split of a data set as a line for each ref.
 
     Pictures and masks that are files stay where they are and are named by their paths, relative
@@ -31,9 +34,11 @@ def convert(
         out: folder to write to, made where it is missing.
         dataset: which data set, where the folder holds several; see `open_splits`.
         report: called with how many refs are done, of how many.
+        drop_broken: leave out the refs in which `check_data` finds something wrong, and those
+            whose id another ref of the split had before; every picture and mask is read for it.
 
     Returns:
-        The number of refs of every split.
+        For every split the number of refs that were written, and of those that were left out.
 
     Raises:
         FileExistsError: the folder has splits already.
@@ -44,19 +49,33 @@ def convert(
         raise FileExistsError(f"{there[0]} exists already: choose another folder")
     splits = open_splits(root, None, dataset)
     total, done = sum(map(len, splits.values())), 0
+    written = dict.fromkeys(splits, 0)
+    check = PictureCheck(decode=True) if drop_broken else None
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(os.path.realpath(out))
     with staging(folder) as fresh:
         for name, split in splits.items():
             with (fresh / f"{name}{ENDING}").open("wb") as file:
-                for line in _lines(split, folder):
-                    file.write(line)
+                for line in _lines(split, folder, check):
                     done += 1
+                    if line is not None:
+                        file.write(line)
+                        written[name] += 1
                     if report is not None:
                         report(done, total)
-    return {name: len(split) for name, split in splits.items()}
+    return {name: (count, len(splits[name]) - count) for name, count in written.items()}
 
 
-def _lines(split: ReferringDataset, folder: Path) -> Iterator[bytes]:
+def _lines(
+    split: ReferringDataset, folder: Path, check: PictureCheck | None
+) -> Iterator[bytes | None]:
+    """Yield the line of every ref, None for those that are left out."""
+    seen: set[int] = set()
     for index, picture in enumerate(split.picture_keys()):
-        yield write_line(split[index], picture, folder)
+        if check is not None and not check.is_sound(split, index):
+            yield None
+            continue
+        sample = split[index]
+        twice = check is not None and sample.ref_id in seen
+        seen.add(sample.ref_id)
+        yield None if twice else write_line(sample, picture, folder)

@@ -13,6 +13,7 @@ HELP = "write a data set as JSON Lines, which open fast and can be edited by han
 EXAMPLES = """\
   bridger data convert refcoco lines
   bridger data convert coco lines --dataset refcocog/google
+  bridger data convert refcoco lines --drop-broken
 """
 
 
@@ -25,16 +26,29 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", metavar="NAME", help="which one (default: the only one that is there)"
     )
+    parser.add_argument(
+        "--drop-broken",
+        action="store_true",
+        help="leave out the refs in which `bridger data check` finds something wrong",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Convert, and say what was written."""
     from bridger.data.convert import convert
 
-    refs = convert(args.data, args.out, args.dataset, Counter("refs"))
+    counts = convert(
+        args.data, args.out, args.dataset, Counter("refs"), drop_broken=args.drop_broken
+    )
     say(
-        *(f"wrote {args.out / split}.jsonl with {count} refs" for split, count in refs.items()),
+        *(
+            f"wrote {args.out / split}.jsonl with {written} refs"
+            + (f", {left_out} were left out" if left_out else "")
+            for split, (written, left_out) in counts.items()
+        ),
         "pictures stay where they are",
         f"next: bridger data check {shlex.quote(str(args.out))}",
     )
-    return {"folder": str(args.out), "refs": refs}
+    refs = {split: written for split, (written, _) in counts.items()}
+    left_out = {split: count for split, (_, count) in counts.items()}
+    return {"folder": str(args.out), "refs": refs, "left_out": left_out}
