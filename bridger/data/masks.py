@@ -125,10 +125,10 @@ def _decode(segmentation: list[list[float]] | Mapping[str, Any], height: int, wi
         encoded: Any = dict(segmentation)
         if isinstance(encoded["counts"], list):
             # Where the runs end too early, pycocotools leaves what happens to be in memory.
-            runs = encoded["counts"]
-            if sum(runs) != height * width or min(runs, default=0) < 0:
+            covered, least = sum(encoded["counts"]), min(encoded["counts"], default=0)
+            if covered != height * width or least < 0:
                 raise ValueError(
-                    f"run lengths from {min(runs, default=0)} cover {sum(runs)} pixels of {height * width}"
+                    f"run lengths from {least} cover {covered} pixels of {height * width}"
                 )
             encoded = rle.frPyObjects(encoded, height, width)
     else:
