@@ -22,6 +22,7 @@ METRICS = (
     "gIoU",
     "cIoU",
     "N-acc",
+    "T-acc",
 )
 AIMS = ("metric", "source", "splits")
 
@@ -107,10 +108,10 @@ def _check_kinds(recipe: Recipe) -> None:
 
 
 def _check_datasets(names: Sequence[str]) -> None:
-    from bridger.data.catalog import PUBLISHED
+    from bridger.data.catalog import OWN, PUBLISHED
 
     for name in names:
-        _check_known("datasets", name, list(PUBLISHED))
+        _check_known("datasets", name, [*PUBLISHED, OWN])
     if len(set(names)) < len(names):
         raise ValueError(f"datasets names one twice: {', '.join(names)}")
 

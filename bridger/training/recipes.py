@@ -44,8 +44,8 @@ class Recipe(Config):
         word_length: tokens that every text is cut to and padded to with id 0, as in the released
             code; None: texts are as long as they are.
         max_length: most tokens of a text, None: as many as the towers take.
-        datasets: names of `bridger.data.PUBLISHED`; several are mixed, none: whatever is in the
-            folder.
+        datasets: names of `bridger.data.PUBLISHED`, or "folder" for one's own; several are mixed,
+            none: the only one that is there.
         augment: of "flip", "colour", "crop"; each is left out where the words forbid it.
         steps: updates; without `epochs` 1,000 by default.
         epochs: in place of steps: how often every item is seen, in whole batches. An item is a
@@ -176,8 +176,7 @@ class Recipe(Config):
         for name, other in (("steps", "epochs"), ("epochs", "steps")):
             value = changes.get(name)
             if isinstance(value, int) and other not in changes:
-                stretch = value / self.length
-                kept = tuple(_plain(milestone * stretch) for milestone in self.milestones)
+                kept = tuple(_plain(m * value / self.length) for m in self.milestones)
                 changes = {"milestones": kept, **changes, other: None}
         return super().replace(**changes)
 
