@@ -108,7 +108,8 @@ def _check_kinds(recipe: Recipe) -> None:
 
 
 def _check_datasets(names: Sequence[str]) -> None:
-    from bridger.data.catalog import OWN, PUBLISHED
+    from bridger.data.catalog import PUBLISHED
+    from bridger.data.folder import OWN
 
     for name in names:
         _check_known("datasets", name, [*PUBLISHED, OWN])
