@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from helpers_towers import fill, ids, images, open_clip_resnet, open_clip_vit
 from torch import Tensor, nn
 
 from bridger import BridgedEncoder, BridgedModel, BridgerConfig, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
+from bridger.training.batch_norm import synchronized_batch_norm
 
 SIZE = 64
 HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
@@ -297,6 +300,44 @@ def test_a_stand_in_runs_for_every_norm_and_moves_the_statistics() -> None:
     encoder.tower_tensors.stand_in = None
     encoder(images(2, SIZE), ids(2))
     assert not any(isinstance(module, Halved) for module in encoder.modules())
+
+
+# Several processes.
+
+
+def batch_of(rank: int) -> tuple[Tensor, Tensor]:
+    return images(4, SIZE).chunk(2)[rank], ids(4).chunk(2)[rank]
+
+
+def shared_step(rank: int, folder: str) -> None:
+    """One of two processes: a training forward on its half of the batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    encoder = attach(open_clip_resnet(SIZE), None, connect=True)
+    model = encoder.with_head(ReferringSegmentationHead, **HEAD).train()
+    with synchronized_batch_norm(model):
+        features = encoder(*batch_of(rank))
+    torch.save((model.adapter_state_dict(), features.maps[-1]), f"{folder}/{rank}.pt")
+    assert encoder.tower_tensors.stand_in is None
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_move_them_as_one_with_the_whole_batch(tmp_path: Path) -> None:
+    mp.spawn(shared_step, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    encoder = attach(open_clip_resnet(SIZE), None, connect=True)
+    model = encoder.with_head(ReferringSegmentationHead, **HEAD).train()
+    features = encoder(images(4, SIZE), ids(4))
+    expected = {n: t for n, t in model.adapter_state_dict().items() if "running" in n}
+    assert any("connect" in n for n in expected) and any("layer3" in n for n in expected)
+    for rank in (0, 1):
+        found, last_map = torch.load(tmp_path / f"{rank}.pt")
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+        half = features.maps[-1].chunk(2)[rank]
+        torch.testing.assert_close(last_map, half, rtol=1e-3, atol=1e-4)
 
 
 # What cannot be.

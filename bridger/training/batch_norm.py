@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ def synchronized_batch_norm(model: BridgedModel) -> Iterator[None]:
 
     As with one process and the whole batch, so that a run does not depend on how many devices
     share it. Inside, stand-ins hold the modules' own tensors under their own names; afterwards
-    the modules are back. Towers are in eval mode, where nothing is normalised by the batch.
+    the modules are back. Towers are in eval mode, where nothing is normalised by the batch, but
+    for `trainable="statistics"`: there stand-ins run in views of the towers.
     """
     if not is_running():
         yield
         return
     stand_ins: dict[_BatchNorm, _BatchNorm] = {}
-    parts: list[Any] = [part for part in (model.encoder.bridgers, model.heads) if part is not None]
+    encoder: Any = model.encoder
+    own: tuple[Any, ...] = (encoder.bridgers, encoder.dense, model.heads)
+    parts = [part for part in own if part is not None]
     parents: list[nn.Module] = [module for part in parts for module in part.modules()]
     places = [
         (parent, name, child)
@@ -38,12 +42,21 @@ def synchronized_batch_norm(model: BridgedModel) -> Iterator[None]:
         if child not in stand_ins:
             stand_ins[child] = _stand_in(child)
         setattr(parent, name, stand_ins[child])
+    encoder.tower_tensors.stand_in = cache(_stand_in_of_tower)
     try:
         yield
     finally:
+        encoder.tower_tensors.stand_in = None
         for parent, name, child in places:
             _hand_over(stand_ins[child], child)
             setattr(parent, name, child)
+
+
+def _stand_in_of_tower(norm: nn.Module) -> nn.Module:
+    # What a library has made of BatchNorm may do more (timm's activates too): it stays as it is,
+    # and DDP hands the first process's statistics on as it does with buffers.
+    plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return _stand_in(norm) if plain and isinstance(norm, _BatchNorm) else norm
 
 
 def _stand_in(norm: _BatchNorm) -> _BatchNorm:
