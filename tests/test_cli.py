@@ -19,16 +19,14 @@ from test_etris import small
 
 import bridger
 from bridger import attach_bridgers
-from bridger.cli import base, main, predict, quickstart, train
+from bridger.cli import base, main, predict, quickstart
 from bridger.data import RefCOCO, Sample
 from bridger.data.scenes import write_scenes
 from bridger.heads import ReferringSegmentationHead
 from bridger.tiny_clip import TINY_ADAPTER
-from bridger.training import Recipe
 from bridger.training.schedule import Schedule
 
 HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
-QUICK = [f"head={json.dumps(HEAD)}", "batch_size=4", "evaluations=1"]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -126,28 +124,6 @@ def test_ctrl_c_exits_130(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(quickstart, "perform", pressed)
     code, _, err = run("quickstart", "--out", tmp_path)
     assert (code, err.strip()) == (130, "bridger: interrupted; the same command goes on")
-
-
-@pytest.mark.parametrize("trained", [True, False])
-def test_an_interrupted_training_offers_to_go_on_where_it_can(
-    trained: bool, run: Run, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*args: Any, **kwargs: Any) -> None:
-        if trained:
-            (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bridger.training.run.train", interrupted)
-    code, _, err = run("train", "--data", scenes, "--out", tmp_path)
-    assert code == 130 and ("--resume" in err) == trained, err
-
-
-def test_an_option_inside_an_option_leaves_the_others() -> None:
-    argv = "train --data d --out o --set head.width=96 --set bridger_options.pre_norm=true"
-    recipe = train.recipe_from(main.build_parser().parse_args(argv.split()))
-    usual = Recipe.preset("quickstart")
-    assert recipe.head == {**usual.head, "width": 96}
-    assert recipe.bridger_options == {**usual.bridger_options, "pre_norm": True}
 
 
 def test_the_shipped_adapter_has_a_name(run: Run) -> None:
@@ -254,29 +230,6 @@ def test_convert_goes_both_ways(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_train_interrupt_resume_evaluate(
-    run: Run, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "adapter"
-    argv = ["train", "--data", scenes, "--out", out]
-    changes = [word for change in QUICK for word in ("--set", change)]
-    code, said, err = run(*argv, "--steps", 3, *changes)
-    assert code == 0, err
-    assert "trainable parameters" in said and f"bridger evaluate {out}" in said
-    assert "kept step 3: mIoU" in err
-    assert run(*argv, "--steps", 3, *changes)[0] == 1  # the folder holds a run
-    code, _, err = run(*argv, "--resume", "--steps", 5)
-    assert code == 1 and "differs in steps" in err
-    assert run(*argv, "--resume")[0] == 0  # nothing is left to do
-    code, said, _ = run("evaluate", out, "--data", scenes, "--json", tmp_path / "e.json")
-    assert code == 0 and "testB" in said
-    figures = json.loads((tmp_path / "e.json").read_text())["results"]
-    assert [result["split"] for result in figures] == ["val", "val", "testA", "testB"]
-    names = {"mIoU", "oIoU", *(f"P@0.{i}" for i in range(5, 10))}
-    assert all(set(result["metrics"]) == names for result in figures)
-
-
-@pytest.mark.slow
 def test_the_short_quickstart_goes_through(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "quick"
     code, said, err = run("quickstart", "--short", "--steps", 2, "--out", out)
@@ -318,12 +271,6 @@ def test_a_schedule_shows_every_picture_once_an_epoch(scenes: Path, expressions:
     assert [(s.ref_id, s.sentences) for s in again[last]] == [
         (s.ref_id, s.sentences) for s in schedule[last]
     ]
-
-
-def test_a_changed_option_is_json_or_a_word() -> None:
-    assert train._parse_change("bridgers=null") == ("bridgers", None)
-    assert train._parse_change("schedule=linear") == ("schedule", "linear")
-    assert train._parse_change('head={"width": 64}') == ("head", {"width": 64})
 
 
 def test_towers_come_from_the_recipe_beside_an_adapter(tmp_path: Path) -> None:

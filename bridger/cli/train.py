@@ -86,7 +86,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except KeyboardInterrupt as interruption:
         if not has_checkpoint(args.out):
             raise KeyboardInterrupt("before anything was trained") from interruption
-        message = f"go on with `bridger train --data {args.data} --out {args.out} --resume`"
+        asked = f" --validation {args.validation}" if args.validation else ""
+        verb = f"bridger train --data {args.data} --out {args.out}{asked} --resume"
+        message = f"go on with `{verb}`"
         raise KeyboardInterrupt(message) from interruption
     model.print_trainable_parameters()
     size = (args.out / WEIGHTS_FILE).stat().st_size
@@ -103,9 +105,10 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     from bridger.training.run import RECIPE_FILE
 
     if args.resume and args.recipe is None and (args.out / RECIPE_FILE).is_file():
-        recipe = Recipe.load(args.out / RECIPE_FILE)
+        found = Recipe.load(args.out / RECIPE_FILE)
     else:
-        recipe = find_recipe(args.recipe or QUICKSTART)
+        found = find_recipe(args.recipe or QUICKSTART)
+    recipe = found
     for text in args.changes:
         recipe = _changed(recipe, *_parse_change(text))
     given = {option: getattr(args, option) for option in ("steps", "epochs", "seed")}
@@ -114,7 +117,7 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
         given["report_to"] = () if args.report_to == ["none"] else tuple(args.report_to)
     changed = recipe.replace(**{n: value for n, value in given.items() if value is not None})
     # Figures that were published for other data are nothing to aim at.
-    return changed if changed.datasets == recipe.datasets else changed.replace(aims={})
+    return changed if changed.datasets == found.datasets else changed.replace(aims={})
 
 
 def _changed(recipe: Recipe, name: str, value: Any) -> Recipe:
