@@ -103,6 +103,10 @@ def test_recipes_are_named_or_lie_in_files(tmp_path: Path) -> None:
 def test_the_length_is_given_in_steps_or_epochs(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = parsed("train etris-r50 --data d --out o --steps 100")
     assert (recipe.steps, recipe.epochs, recipe.milestones) == (100, None, (70,))
+    line = "train etris-r50 --data d --out o --set milestones=[2]"
+    for length in ("--epochs 3", "--set epochs=3"):
+        recipe = parsed(f"{line} {length}")
+        assert (recipe.epochs, recipe.milestones) == (3, (2,))
     recipe = parsed("train scenes --data d --out o --epochs 3")
     assert (recipe.steps, recipe.epochs) == (None, 3)
     with pytest.raises(SystemExit):
@@ -116,6 +120,8 @@ def test_an_option_inside_an_option_leaves_the_others() -> None:
     )
     usual = Recipe.preset("quickstart")
     assert recipe.head == {**usual.head, "width": 96}
+    both = parsed('train --data d --out o --set head={"width":8} --set head.dropout=0')
+    assert both.head == {"width": 8, "dropout": 0}
     assert recipe.bridger_options == {**usual.bridger_options, "pre_norm": True}
 
 

@@ -105,29 +105,33 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     from bridger.training.run import RECIPE_FILE
 
     if args.resume and args.recipe is None and (args.out / RECIPE_FILE).is_file():
-        found = Recipe.load(args.out / RECIPE_FILE)
+        recipe = Recipe.load(args.out / RECIPE_FILE)
     else:
-        found = find_recipe(args.recipe or QUICKSTART)
-    recipe = found
-    for text in args.changes:
-        recipe = _changed(recipe, *_parse_change(text))
-    given = {option: getattr(args, option) for option in ("steps", "epochs", "seed")}
-    given |= {"datasets": args.dataset and tuple(args.dataset)}
-    if args.report_to is not None:
-        given["report_to"] = () if args.report_to == ["none"] else tuple(args.report_to)
-    changed = recipe.replace(**{n: value for n, value in given.items() if value is not None})
+        recipe = find_recipe(args.recipe or QUICKSTART)
+    # All at once: an option may mean something only beside another one.
+    changed = recipe.replace(**_changes(recipe, args))
     # Figures that were published for other data are nothing to aim at.
-    return changed if changed.datasets == found.datasets else changed.replace(aims={})
+    return changed if changed.datasets == recipe.datasets else changed.replace(aims={})
 
 
-def _changed(recipe: Recipe, name: str, value: Any) -> Recipe:
-    option, dot, inner = name.partition(".")
-    if not dot:
-        return recipe.replace(**{name: value})
-    before = getattr(recipe, option, None)
-    if not isinstance(before, Mapping):
-        raise ValueError(f"--set {name}: {option!r} is no group of options, such as head.width")
-    return recipe.replace(**{option: {**before, inner: value}})
+def _changes(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what differs from the recipe, by option."""
+    given = {name: getattr(args, name) for name in ("steps", "epochs", "seed", "report_to")}
+    given["datasets"] = args.dataset
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes.get("report_to") == ["none"]:
+        changes["report_to"] = []
+    for text in args.changes:
+        name, value = _parse_change(text)
+        option, dot, inner = name.partition(".")
+        if not dot:
+            changes[name] = value
+            continue
+        group = changes.get(option, getattr(recipe, option, None))
+        if not isinstance(group, Mapping):
+            raise ValueError(f"--set {name}: {option!r} is no group of options, such as head.width")
+        changes[option] = {**group, inner: value}
+    return changes
 
 
 def _parse_change(text: str) -> tuple[str, Any]:
