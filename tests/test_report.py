@@ -106,7 +106,7 @@ def test_ours_and_theirs_are_told_apart() -> None:
     assert [t.title.split()[0] for t in theirs] == ["mIoU", "oIoU"]
     assert made[-2:] == theirs  # after everything of ours
     for table in theirs:
-        assert list(table.header) == ["", "testA", "testB", "source"]
+        assert list(table.header) == ["", "refcoco/unc testA", "refcoco/unc testB", "source"]
         kinds = [row[0].split(": ")[0] for row in table.rows]
         assert kinds == ["OURS"] + ["published"] * (len(kinds) - 1)
         assert all(row[-1] for row in table.rows)
@@ -157,7 +157,10 @@ def test_protocols_and_parts_have_tables_of_their_own() -> None:
     assert results.rows[0][4] == f"{100 * whole.metrics()['mIoU']:.2f} [{low:.2f}, {high:.2f}]"
     sizes, kinds = (made[f"mIoU in percent by {n}"] for n in ("object size", "kind of expression"))
     assert [row[0] for row in sizes.rows] == ["small", "medium"]
-    assert list(kinds.header) == ["", "val"]  # the first sentences are a part: no column
+    assert list(kinds.header) == [
+        "",
+        "refcoco/unc val",
+    ]  # the first sentences are a part: no column
     for row in kinds.rows:
         part = whole.by("kind")[row[0]]
         assert row[1] == f"{100 * part.metrics()['mIoU']:.2f} ({len(part)})"
@@ -166,11 +169,20 @@ def test_protocols_and_parts_have_tables_of_their_own() -> None:
 def test_generalized_figures_have_a_table_of_their_own() -> None:
     some = evaluation([case(0, 0, 0), case(4, 5, 6, index=1)], generalized=True)
     all_mean = evaluation([case(4, 5, 6, index=1)], generalized=True, split="testA")
-    made = tables([some, all_mean], "mine")
+    ordinary = evaluation([case(4, 5, 6)], name="refcoco+/unc")
+    made = tables([some, ordinary, all_mean], "mine")
     usual, general = made[0], made[1]
+    assert len(usual.rows) == 3 and len(general.rows) == 2
+    assert "mean nothing count as missed" in usual.note
+    assert "missed" not in tables([ordinary], "mine")[0].note
     assert "gIoU" not in usual.header and "mIoU" not in general.header
     place = list(general.header).index("N-acc")
     assert [row[place] for row in general.rows] == ["100.00", "-"]
+    best = [table for table in made if "best threshold" in table.title]
+    assert [table.header[-2:] for table in best] == [["mIoU", "oIoU"], ["gIoU", "cIoU"]]
+    sizes = [table for table in made if "object size" in table.title]
+    assert [table.title.split()[0] for table in sizes] == ["mIoU", "gIoU"]
+    assert [row[:2] for row in sizes[1].rows] == [["small", "57.14 (1)"], ["empty", "100.00 (1)"]]
 
 
 def test_rows_hold_what_the_figures_are_made_of() -> None:

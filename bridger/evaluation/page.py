@@ -118,7 +118,8 @@ def _document(title: str, body: Sequence[str]) -> str:
 def _heading(evaluations: Sequence[Evaluation], adapter: str) -> str:
     splits = dict.fromkeys(f"{e.name} {e.split}" for e in evaluations)
     return (
-        f"<h1>{escape(adapter)} on {escape(', '.join(splits))}</h1>\n"
+        f"<h1>{escape(adapter)}, evaluated</h1>\n"
+        f"<p>On {escape(', '.join(splits))}.</p>\n"
         f'<p class="note">bridger {escape(__version__)}. IoU = I / (U + 1e-6) at the size of each '
         f"picture; mIoU is the mean over expressions, oIoU the sum of I over the sum of U, P@X the "
         f"share of expressions with an IoU above X.</p>"

@@ -75,12 +75,15 @@ def tables(evaluations: Sequence[Evaluation], adapter: str) -> list[Table]:
         adapter: its name.
     """
     made = [_results(evaluations, general=False)]
-    general = [each for each in evaluations if each.generalized]
+    usual, general = (
+        [each for each in evaluations if each.generalized == kind] for kind in (False, True)
+    )
     if general:
         made.append(_results(general, general=True))
-    made.append(_best_thresholds(evaluations))
+    same = [group for group in (usual, general) if group]
+    made += [_best_thresholds(group) for group in same]
+    made += [table for name in STRATA for group in same for table in _parts(_whole(group), name)]
     whole = _whole(evaluations)
-    made += [table for stratum in STRATA for table in _parts(whole, stratum)]
     made += [table for metric in ("mIoU", "oIoU") for table in _published(whole, adapter, metric)]
     return made
 
@@ -156,11 +159,14 @@ def _results(evaluations: Sequence[Evaluation], *, general: bool) -> Table:
         for evaluation, own, ends in zip(evaluations, metrics, intervals, strict=True)
     ]
     what = "gRefCOCO's figures" if general else "figures"
+    note = "in brackets: 95 % bootstrap intervals over pictures"
+    if not general and any(evaluation.generalized for evaluation in evaluations):
+        note += "; expressions that mean nothing count as missed here"
     return Table(
         f"{what} in percent, at threshold {evaluations[0].threshold:g}",
         [*LABEL, *names],
         cells,
-        note="in brackets: 95 % bootstrap intervals over pictures",
+        note=note,
     )
 
 
@@ -176,15 +182,16 @@ def _with_interval(
 
 
 def _best_thresholds(evaluations: Sequence[Evaluation]) -> Table:
+    names = ("gIoU", "cIoU") if evaluations[0].generalized else ("mIoU", "oIoU")
     lines = []
     for evaluation in evaluations:
         best = evaluation.best_threshold()
         metrics = evaluation.at(best).metrics()
-        figures = (percent(metrics[name]) for name in ("mIoU", "oIoU"))
+        figures = (percent(metrics[name]) if name in metrics else "-" for name in names)
         lines.append([*label(evaluation), f"{best:g}", *figures])
     return Table(
         "in percent, at its best threshold",
-        [*LABEL, "threshold", "mIoU", "oIoU"],
+        [*LABEL, "threshold", *names],
         lines,
         note="chosen on the very split that it is judged by: not comparable with other figures",
     )
@@ -196,24 +203,24 @@ def _parts(evaluations: Sequence[Evaluation], stratum: Stratum) -> list[Table]:
     names = sorted({name for parts in found for name in parts if name})
     if stratum == "size":
         names = [name for name in SIZES if name in names]
-    if not names or (stratum == "source" and len(names) == 1):
+    if not names or (stratum == "source" and max(map(len, found)) == 1):
         return []
-    metric = "gIoU" if any(each.generalized for each in evaluations) else "mIoU"
-    cells = [
-        [
-            name,
-            *(
-                f"{percent(own[name].ratios()[metric].value)} ({len(own[name])})"
-                if name in own
-                else "-"
-                for own in found
-            ),
-        ]
-        for name in names
-    ]
+    metric = evaluations[0].headline
     note = "in brackets: how many expressions" + (COCO_SIZES if stratum == "size" else "")
-    title = f"{metric} in percent by {STRATA[stratum]}"
-    return [Table(title, ["", *_columns(evaluations)], cells, note=note)]
+    return [
+        Table(
+            f"{metric} in percent by {STRATA[stratum]}",
+            ["", *_columns(evaluations)],
+            [[name, *(_part(parts, name, metric) for parts in found)] for name in names],
+            note=note,
+        )
+    ]
+
+
+def _part(parts: Mapping[str, Evaluation], name: str, metric: str) -> str:
+    if name not in parts:
+        return "-"
+    return f"{percent(parts[name].metrics()[metric])} ({len(parts[name])})"
 
 
 def _published(evaluations: Sequence[Evaluation], adapter: str, metric: str) -> list[Table]:
@@ -251,8 +258,7 @@ def _whole(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def _columns(evaluations: Sequence[Evaluation]) -> list[str]:
-    several = len({evaluation.name for evaluation in evaluations}) > 1
-    return [f"{e.name} {e.split}" if several else e.split for e in evaluations]
+    return [f"{evaluation.name} {evaluation.split}" for evaluation in evaluations]
 
 
 def percent(share: float) -> str:

@@ -109,6 +109,11 @@ class Evaluation:
         """How many refs the expressions belong to."""
         return len({case.index for case in self.cases})
 
+    @property
+    def headline(self) -> str:
+        """Name of the metric that is told where only one is: "mIoU", or "gIoU"."""
+        return "gIoU" if self.generalized else "mIoU"
+
     # Counts.
 
     @property
@@ -236,8 +241,7 @@ class Evaluation:
         It is chosen on the expressions that it is judged by, so its figures say how much a
         better threshold might give, and are not comparable with others'.
         """
-        name = "gIoU" if self.generalized else "mIoU"
-        return max(sorted(self.thresholds), key=lambda t: self.at(t).ratios()[name].value)
+        return max(sorted(self.thresholds), key=lambda t: self.at(t).ratios()[self.headline].value)
 
     def worst(self, count: int) -> list[tuple[Case, float]]:
         """Return the expressions of the lowest score with it, at most one of each picture.
