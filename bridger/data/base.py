@@ -129,6 +129,20 @@ class ReferringDataset(Dataset[Sample], ABC):
             groups.setdefault(key, []).append(index)
         return list(groups.values())
 
+    def require_pictures(self) -> None:
+        """Look whether every picture is there, before an hour is spent on the others.
+
+        Raises:
+            FileNotFoundError: some are missing; the first ones are named.
+        """
+        paths = [self[refs[0]].image_path for refs in self.pictures()]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            named = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+            raise FileNotFoundError(
+                f"{len(missing)} of the {len(paths)} pictures of {self!r} are missing: {named}"
+            )
+
     def sentence_of(self, index: int, epoch: int, seed: int = 0) -> str:
         """Return the sentence that a ref is trained with in an epoch.
 

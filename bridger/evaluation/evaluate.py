@@ -64,7 +64,7 @@ def evaluate(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if model.processor is None:
         raise RuntimeError("evaluating needs the model's processor; set model.processor")
-    check_pictures(dataset)
+    dataset.require_pictures()
     batches = plan_batches(dataset, batch_size, first_sentence)
     if not batches:
         raise ValueError(f"{dataset!r} has no expression to judge")
@@ -86,21 +86,6 @@ def evaluate(
         generalized=any(c.objects > 1 or c.objects == c.area == 0 for c in cases),
         loss=math.fsum(batch.loss * len(batch.cases) for batch in judged) / len(cases),
     )
-
-
-def check_pictures(dataset: ReferringDataset) -> None:
-    """Look whether all pictures of a split are there, before an hour is spent on the others.
-
-    Raises:
-        FileNotFoundError: some are missing; the first ones are named.
-    """
-    paths = [dataset[refs[0]].image_path for refs in dataset.pictures()]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        named = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"{len(missing)} of the {len(paths)} pictures of {dataset!r} are missing: {named}"
-        )
 
 
 def plan_batches(dataset: ReferringDataset, batch_size: int, first_sentence: bool) -> list[Batch]:

@@ -20,6 +20,8 @@ from bridger.training.schedule import Schedule
 from bridger.training.trainer import BridgerTrainer
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from bridger.model import BridgedModel
 
 RECIPE_FILE, HISTORY_FILE, CHECKPOINTS = "recipe.json", "history.json", "checkpoints"
@@ -58,15 +60,19 @@ def train(
 
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
-        FileNotFoundError: there is nothing to resume.
-        ValueError: the run in `out` followed another recipe.
+        FileNotFoundError: there is nothing to resume, or pictures are missing.
+        ValueError: the run in `out` followed another recipe, or this machine cannot run it.
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     out = Path(out)
+    for split in (data, validation):
+        if split is not None:
+            split.require_pictures()
+    args = _arguments(recipe, data, out, validation is not None, quiet, workers)
     _prepare(out, recipe, resume)
     model = recipe.build(*load_towers(recipe.towers))
     try:
-        trainer = _make_trainer(model, recipe, data, out, validation, quiet, workers)
+        trainer = _make_trainer(model, recipe, args, data, out, validation)
         trainer.train(resume_from_checkpoint=resume or None)
     except BaseException:
         model.detach()
@@ -106,30 +112,44 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
         recipe.save(out / RECIPE_FILE)
 
 
-def _make_trainer(
-    model: BridgedModel,
+def _items(recipe: Recipe, data: ReferringDataset) -> int:
+    """Return how many items an epoch has."""
+    return len(data) if recipe.expressions == 1 else len(data.pictures())
+
+
+def _arguments(
     recipe: Recipe,
     data: ReferringDataset,
     out: Path,
-    validation: ReferringDataset | None,
+    evaluate: bool,
     quiet: bool,
     workers: int | None,
+) -> TrainingArguments:
+    args: TrainingArguments = recipe.arguments(
+        out / CHECKPOINTS,
+        evaluate=evaluate,
+        items=_items(recipe, data),
+        disable_tqdm=quiet,
+        # Without it, processes on CPUs do not find each other.
+        use_cpu=not torch.accelerator.is_available(),
+    )
+    args.dataloader_num_workers = _workers(args) if workers is None else workers
+    return args
+
+
+def _make_trainer(
+    model: BridgedModel,
+    recipe: Recipe,
+    args: TrainingArguments,
+    data: ReferringDataset,
+    out: Path,
+    validation: ReferringDataset | None,
 ) -> BridgerTrainer:
     if model.processor is None:
         raise RuntimeError(
             f"no processor could be inferred from the towers {recipe.towers!r}: build the model "
             f"with a Processor of your own and train it with BridgerTrainer"
         )
-    items = len(data) if recipe.expressions == 1 else len(data.pictures())
-    args = recipe.arguments(
-        out / CHECKPOINTS,
-        evaluate=validation is not None,
-        items=items,
-        disable_tqdm=quiet,
-        # Without it, processes on CPUs do not find each other.
-        use_cpu=not torch.accelerator.is_available(),
-    )
-    args.dataloader_num_workers = _workers(args) if workers is None else workers
     collator: Any = RaggedRefCollator(model.processor)
     if recipe.expressions == 1:
         collator = _Single(RefCollator(model.processor))
@@ -145,7 +165,7 @@ def _make_trainer(
         args,
         learning_rates=recipe.learning_rates(model),
         score=score,
-        scheduler=recipe.scheduler(items),
+        scheduler=recipe.scheduler(_items(recipe, data)),
         in_order=True,
         train_dataset=Schedule(
             data,
