@@ -234,7 +234,9 @@ def test_weights_that_cannot_be_had_are_one_line(
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr("open_clip.create_model", fail)
-    code, _, err = run("train", "etris-vit-b16-refcoco", "--data", coco, "--out", tmp_path)
+    small = ("--set", "batch_size=2", "--set", "precision=float32")
+    argv = ("train", "etris-vit-b16-refcoco", "--data", coco, "--out", tmp_path)
+    code, _, err = run(*argv, *small)
     assert code == 1 and len(err.splitlines()) == 1
     assert "--set towers=open_clip:ViT-B-16-quickgelu:/path/to/weights.pt@416" in err
 
