@@ -26,6 +26,7 @@ from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
 from bridger.heads import get_head
 from bridger.processing import Processor
+from bridger.sharded import copy_into, is_sharded, whole
 from bridger.tower_peft import describe_peft, inject_peft, take_out_peft, wrap_prompts
 from bridger.tower_weights import same_weights, sample_weights
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
@@ -43,6 +44,8 @@ def save(
 ) -> None:
     """Write the adapter's folder; what stood there before is replaced by one rename.
 
+    Where FSDP spreads the model over processes, all of them must call this; the first one writes.
+
     Args:
         model: the model.
         folder: where to write.
@@ -59,10 +62,13 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     config = describe(model)
     text = json.dumps(config, indent=2) + "\n"
+    own = model.adapter_state_dict()
     tensors = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in model.adapter_state_dict().items()
+        name: whole(t).detach().to("cpu", dtype if t.is_floating_point() else None).contiguous()
+        for name, t in own.items()
     }
+    if any(map(is_sharded, own.values())) and torch.distributed.get_rank() > 0:
+        return
     if model.etris_layout is not None:
         tensors |= model.etris_layout.tensors()
     # The last one is put in place first: weights that need a processor find it.
@@ -244,4 +250,4 @@ def load_adapter_tensors(model: BridgedModel, tensors: Mapping[str, Tensor], sou
     if problems:
         raise ValueError(f"the tensors of {source} do not fit:\n  " + "\n  ".join(problems))
     for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        copy_into(own[name], tensor)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from bridger.sharded import whole
 from bridger.tower_peft import own_tensors
 from bridger.towers.base import Tower
 
@@ -32,6 +33,7 @@ def sample_weights(tower: Tower) -> Sample:
 def _first_numbers(block: nn.Module) -> list[float] | None:
     for _, _, tensor in own_tensors(block, buffers=False):
         if tensor.ndim > 1 and tensor.is_floating_point():
+            tensor = whole(tensor)
             plain = type(tensor) in (Tensor, nn.Parameter)
             return tensor.detach().flatten()[:COUNT].float().tolist() if plain else None
     return None

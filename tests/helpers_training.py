@@ -29,6 +29,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
 from bridger.config import Config
 from bridger.features import BridgedFeatures, EncoderSpec
+from bridger.freezing import in_eval_mode
 from bridger.heads import Head, HeadOutput, ReferringSegmentationHead, register_head
 from bridger.heads.losses import mask_targets, text_to_pixel_loss
 from bridger.training import BridgerTrainer, distributed
@@ -102,10 +103,13 @@ class DotHead(Head):
 
 
 def make_model(
-    config: BridgerConfig | None = SMALL, head: str = "referring", **options: Any
+    config: BridgerConfig | None = SMALL,
+    head: str = "referring",
+    trainable: str = "",
+    **options: Any,
 ) -> BridgedModel:
     torch.manual_seed(0)
-    bridged = attach_bridgers(*PAIRS["open_clip_vit"](), 2, config)
+    bridged = attach_bridgers(*PAIRS["open_clip_vit"](), 2, config, trainable=trainable or ())
     if head == "dot":
         return bridged.with_head(DotHead, **options)
     return bridged.with_head(ReferringSegmentationHead, **HEAD, **options)
@@ -148,6 +152,7 @@ class Run:
         folder: gets the adapter, checkpoints, and what each process saw.
         head: "referring", which has BatchNorm, or "dot", which has none.
         expressions, ragged: of `Pictures`.
+        trainable: tower tensors that are trained.
         args: of TrainingArguments, changed.
         resume: from the last checkpoint.
         die: where a process kills itself, see `die_at`; "": nowhere.
@@ -158,6 +163,7 @@ class Run:
     head: str = "referring"
     expressions: int = 0
     ragged: bool = False
+    trainable: str = ""
     args: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     die: str = ""
@@ -169,11 +175,11 @@ class Run:
         share = 4 // distributed.world_size() // accumulation
         seen: list[int] = []
         still = {"dropout": 0.0} if self.head == "referring" else {}
-        model = make_model(SMALL.replace(dropout=0.0), self.head, **still)
+        model = make_model(SMALL.replace(dropout=0.0), self.head, self.trainable, **still)
 
         def score(judged: BridgedModel) -> dict[str, float]:
-            total = sum(float(t.double().square().sum()) for t in numbers(judged).values())
-            return {"total": total, "nearness_to_4": -abs(trainer.state.global_step - 4)}
+            nearness = -abs(trainer.state.global_step - 4)
+            return {"answer": _answer(judged), "nearness_to_4": nearness}
 
         trainer = make_trainer(
             Path(self.folder, "checkpoints"),
@@ -216,6 +222,14 @@ def figures(folder: Path, name: str, rank: int = 0) -> list[float]:
 def adapter(folder: Path) -> dict[str, Tensor]:
     """The tensors of the adapter that a run left."""
     return load_file(Path(folder, "bridger.safetensors"))
+
+
+def _answer(model: BridgedModel) -> float:
+    """A figure of what the model says in eval mode, by other methods than its forward."""
+    data = Pictures(2)
+    with torch.no_grad(), in_eval_mode(model):
+        output = model.heads["head"](model.encode(data.pixels, data.ids))
+    return float(output.logits.double().abs().mean())
 
 
 def _collate(items: list[dict[str, Tensor]], seen: list[int]) -> dict[str, Tensor]:
@@ -286,29 +300,32 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_runs(folder: Path, runs: list[Run], *, processes: int = 1, fork: bool = False) -> int:
+def make_runs(folder: Path, runs: list[Run], *flags: str, processes: int = 1) -> int:
     """Make the runs in another process, or in several under torchrun; return its exit code.
 
     Args:
         folder: for what is told to them.
         runs: one after the other.
+        *flags: "--fork": give each run a process of its own, which may kill itself. "--sharded":
+            let accelerate take CPUs for devices on which it knows FSDP.
         processes: more than one share each run.
-        fork: give each run a process of its own, which may kill itself.
     """
     told = folder / "runs.json"
     told.write_text(json.dumps([asdict(run) for run in runs]))
-    program = [str(Path(__file__)), str(told), *(["--fork"] if fork else [])]
+    program = [str(Path(__file__)), str(told), *flags]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, timeout=300).returncode
 
 
-def main(told: str, fork: bool) -> None:
+def main(told: str, *flags: str) -> None:
     torch.set_num_threads(1)
+    if "--sharded" in flags:
+        take_cpus_for_devices()
     for values in json.loads(Path(told).read_text()):
         run = Run(**values)
-        if not fork:
+        if "--fork" not in flags:
             run()
         elif (child := os.fork()) == 0:
             try:
@@ -320,5 +337,18 @@ def main(told: str, fork: bool) -> None:
             assert died == bool(run.die), run
 
 
+def take_cpus_for_devices() -> None:
+    """Let accelerate use FSDP, which it knows on GPUs alone and forgets silently elsewhere."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    def stay(state: Any) -> None:
+        state.device = torch.device("cpu")
+
+    torch.distributed.init_process_group("gloo")
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = stay
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], "--fork" in sys.argv)
+    main(*sys.argv[1:])

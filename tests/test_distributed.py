@@ -7,28 +7,20 @@ losses agree as well, and later ones less; see `test_with_adam_too`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from helpers_training import (
     STEPS,
     Run,
     adapter,
     figures,
     make_runs,
-    make_trainer,
     result,
 )
-from torch import nn
-
-from bridger.training import distributed
-from bridger.training.batch_norm import GatheredBatchNorm
 
 if not dist.is_available():
     pytest.skip("this torch knows no processes", allow_module_level=True)
@@ -82,9 +74,9 @@ def test_an_update_has_the_items_of_one_process(name: str, both: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["batch norm", "ragged", "accumulated"])
 def test_two_processes_learn_what_one_learns(name: str, alone: Path, both: Path) -> None:
-    for figure in ("loss", "grad_norm"):
+    for figure, count in (("loss", STEPS), ("grad_norm", STEPS), ("eval_answer", STEPS // 2)):
         expected = figures(alone / name, figure)
-        assert len(expected) == STEPS and len(set(expected)) == STEPS
+        assert len(set(expected)) == len(expected) == count
         assert figures(both / name, figure) == pytest.approx(expected, rel=1e-5)
     assert_close(adapter(alone / name), adapter(both / name), 1e-5)
 
@@ -102,13 +94,13 @@ def test_accumulated_batches_count_by_their_expressions(alone: Path) -> None:
 def test_with_adam_too(alone: Path, both: Path) -> None:
     expected, found = (figures(folder / "adam", "loss") for folder in (alone, both))
     assert found[:2] == pytest.approx(expected[:2], rel=1e-5)
-    assert found == pytest.approx(expected, rel=0.05)
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_both_processes_hold_the_same_and_one_writes(both: Path) -> None:
     for name in RUNS:
-        assert figures(both / name, "eval_total", 0) == figures(both / name, "eval_total", 1)
+        assert figures(both / name, "eval_answer", 0) == figures(both / name, "eval_answer", 1)
         checkpoint = both / name / "checkpoints" / "checkpoint-6"
         assert {p.name for p in checkpoint.glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
@@ -133,6 +125,41 @@ def test_when_one_process_is_killed_the_run_can_go_on(alone: Path, tmp_path: Pat
     assert_close(adapter(alone / "batch norm"), adapter(tmp_path), 1e-5)
     # It had to be made again from step 4 on: each process had seen two items by update.
     assert len(result(tmp_path, 1)["seen"]) == 2 * (STEPS - 4)
+
+
+BLOCKS = {"fsdp_config": {"transformer_layer_cls_to_wrap": ["ResidualAttentionBlock"]}}
+ADAM = {**BLOCKS, "lr_scheduler_type": "constant"}
+SHARDED: dict[str, dict[str, Any]] = {
+    "whole": {"args": SGD},
+    "by block": {"args": {**SGD, **BLOCKS}},
+    "adam": {"args": ADAM},
+    "resumed": {"args": {**ADAM, "max_steps": 2}},
+    "resumed again": {"args": ADAM, "resume": True},
+}
+
+
+@pytest.mark.slow
+def test_with_parameters_spread_over_processes(alone: Path, tmp_path: Path) -> None:
+    """FSDP2 under lockstep: learns, judges, saves whole adapters without towers, and resumes."""
+    runs = [
+        Run(
+            str(tmp_path / name.removesuffix(" again")),
+            args={**options["args"], "fsdp": True},
+            resume="resume" in options,
+        )
+        for name, options in SHARDED.items()
+    ]
+    assert make_runs(tmp_path, runs, "--sharded", processes=2) == 0
+    same = alone / "batch norm"
+    for folder in (tmp_path / "whole", tmp_path / "by block"):
+        for figure in ("loss", "grad_norm", "eval_answer"):
+            assert figures(folder, figure) == pytest.approx(figures(same, figure), rel=1e-5)
+        assert_close(adapter(same), adapter(folder), 1e-5)
+        config = "bridger_config.json"
+        assert (folder / config).read_text() == (same / config).read_text()
+        assert not list((folder / "checkpoints" / "checkpoint-6").glob("*model*"))
+    assert figures(tmp_path / "resumed", "loss") == figures(tmp_path / "adam", "loss")
+    assert_close(adapter(tmp_path / "adam"), adapter(tmp_path / "resumed"), 0.0)
 
 
 def assert_close(

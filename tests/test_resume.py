@@ -28,7 +28,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     Run(str(folder / "whole"))()
     runs = [Run(str(folder / place), die=place) for place in DEATHS]
-    assert make_runs(folder, runs, fork=True) == 0
+    assert make_runs(folder, runs, "--fork") == 0
     return folder
 
 

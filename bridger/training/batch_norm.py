@@ -88,23 +88,30 @@ class GatheredBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, ...); in training every process must call it as often as the others."""
-        if not self.training:
-            return super().forward(input)
         # Under autocast a map may come in half precision, too coarse for sums.
         values = input.to(torch.promote_types(input.dtype, torch.float32))
-        dims = [0, *range(2, values.ndim)]
+        if self.training or self.running_mean is None or self.running_var is None:
+            mean, variance = self._measure(values)
+        else:
+            mean, variance = self.running_mean, self.running_var
         shape = (1, -1, *[1] * (values.ndim - 2))
+        normed = (values - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(input.dtype)
+
+    def _measure(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of each channel over all processes, and keep track of them."""
+        dims = [0, *range(2, values.ndim)]
         cells = values.new_tensor([values.numel() // values.shape[1]])
         sums = _sum_of_all(torch.cat([values.sum(dims), cells]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = values - mean.view(shape)
+        centred = values - mean.view(1, -1, *[1] * (values.ndim - 2))
         variance = _sum_of_all(centred.square().sum(dims)) / count
-        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
-        normed = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            normed = normed * self.weight.view(shape) + self.bias.view(shape)
-        return normed.to(input.dtype)
+        if self.training:
+            self._track(mean.detach(), variance.detach() * (count / (count - 1)))
+        return mean, variance
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
+from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from bridger import checkpoint
 from bridger.config import did_you_mean
 from bridger.model import BridgedModel
+from bridger.sharded import gathered
 from bridger.training import distributed
 from bridger.training.batch_norm import synchronized_batch_norm
 from bridger.training.callbacks import BestCheckpoint, Interruption
@@ -38,6 +42,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
     Under `torchrun` or `accelerate launch` several processes share each update. Its loss is the
     mean over the real expressions of all of them, over accumulated batches too, and BatchNorm of
     Bridgers and heads normalises over all, so that a run does not depend on the devices it has.
+    With FSDP2 the towers' parameters are spread over them, the trained ones too.
 
     Args:
         model: the bridged model; towers keep their place, whatever is trained.
@@ -53,8 +58,8 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         **kwargs: as for Trainer: train_dataset, eval_dataset, data_collator, callbacks, ...
 
     Raises:
-        ValueError: a learning rate for a part that is not trained, fp16 without a GPU, or
-            processes that `args` do not know of.
+        ValueError: a learning rate for a part that is not trained, fp16 or FSDP without a GPU,
+            FSDP1, or processes that `args` do not know of.
     """
 
     def __init__(
@@ -72,16 +77,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         for name in learning_rates or {}:
             if name not in parts:
                 raise ValueError(f"nothing trained is called {name!r}: {did_you_mean(name, parts)}")
-        if args.fp16 and args.device.type == "cpu":
-            raise ValueError("fp16 needs a GPU, whose scaler it relies on: on the CPU, use bf16")
-        if distributed.world_size() != args.world_size:
-            raise ValueError(
-                f"{distributed.world_size()} processes were launched, but TrainingArguments know "
-                f"{args.world_size}: on the CPU, set use_cpu=True"
-            )
-        if args.n_gpu > 1:
-            # DataParallel copies modules between threads, hooks and all: one process per GPU.
-            args._n_gpu = 1
+        _check_devices(args)
         self.learning_rates = dict(learning_rates or {})
         self.score = score
         self.scheduler = scheduler
@@ -90,6 +86,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
             # The Trainer wants something to evaluate; `score` brings its own pictures.
             kwargs["eval_dataset"] = _Nothing()
         super().__init__(model=model, args=args, **kwargs)
+        self._prepare_sharding()
         # Without this the loss of an evaluation is silently dropped.
         self.label_names = ["labels"]
         # `compute_loss` weighs accumulated batches itself; the Trainer shall not divide again.
@@ -101,6 +98,24 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(self.interruption)
         if not args.disable_tqdm:
             self.add_callback(self.progress)
+
+    def _prepare_sharding(self) -> None:
+        """Make FSDP fit the model, or refuse it."""
+        asked = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if asked and not self.is_fsdp_enabled:
+            raise ValueError(
+                "accelerate has no FSDP on the CPU, and would train without: drop fsdp"
+            )
+        if not self.is_fsdp_enabled:
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        if getattr(plugin, "fsdp_version", 1) != 2:
+            raise ValueError("bridged models need FSDP2: set fsdp_version to 2")
+        # It cannot shard scalars, such as CLIP's temperature.
+        scalars = nn.ParameterList(p for p in self.model.parameters() if p.ndim == 0)
+        plugin.ignored_modules = [*(plugin.ignored_modules or ()), scalars]
+        # Every process has the towers; to drop and send them would tear them from the user's.
+        plugin.cpu_ram_efficient_loading = False
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train as Trainer does; Ctrl-C saves a checkpoint.
@@ -216,7 +231,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         """Evaluate as Trainer does; Ctrl-C need not wait for the end."""
         self.interruption.between_steps = True
         try:
-            with self.progress.evaluating(self.args, self.state):
+            with self.progress.evaluating(self.args, self.state), gathered(self.model):
                 metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         except KeyboardInterrupt:
             raise
@@ -251,6 +266,23 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
 
     # Checkpoints.
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter; where FSDP spreads it over processes, all of them take part."""
+        if self.is_fsdp_enabled:
+            self.model.save_pretrained(output_dir or self.args.output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer would save the towers with them.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir)
@@ -272,6 +304,20 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         _, tensors = checkpoint.read(folder)
         with torch.no_grad():
             checkpoint.load_adapter_tensors(model, tensors, os.fspath(folder))
+
+
+def _check_devices(args: Any) -> None:
+    """Refuse what would go wrong later or silently."""
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU, whose scaler it relies on: on the CPU, use bf16")
+    if distributed.world_size() != args.world_size:
+        raise ValueError(
+            f"{distributed.world_size()} processes were launched, but TrainingArguments know "
+            f"{args.world_size}: on the CPU, set use_cpu=True"
+        )
+    if args.n_gpu > 1:
+        # DataParallel copies modules between threads, hooks and all: one process per GPU.
+        args._n_gpu = 1
 
 
 @contextmanager
