@@ -7,6 +7,8 @@ losses agree as well, and later ones less; see `test_with_adam_too`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,13 @@ from helpers_training import (
     adapter,
     figures,
     make_runs,
+    make_trainer,
     result,
 )
+from torch import nn
+
+from bridger.training import distributed
+from bridger.training.batch_norm import GatheredBatchNorm
 
 if not dist.is_available():
     pytest.skip("this torch knows no processes", allow_module_level=True)
@@ -160,6 +167,64 @@ def test_with_parameters_spread_over_processes(alone: Path, tmp_path: Path) -> N
         assert not list((folder / "checkpoints" / "checkpoint-6").glob("*model*"))
     assert figures(tmp_path / "resumed", "loss") == figures(tmp_path / "adam", "loss")
     assert_close(adapter(tmp_path / "adam"), adapter(tmp_path / "resumed"), 0.0)
+
+
+@contextmanager
+def a_group_of_one(folder: Path) -> Iterator[None]:
+    """A process group in this process, so that collectives run."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}],
+    ids=lambda options: next(iter(options), "default"),
+)
+def test_gathered_batch_norm_is_batch_norm(options: dict[str, Any], tmp_path: Path) -> None:
+    """In values, gradients, running statistics and names; in training and in eval."""
+    torch.manual_seed(0)
+    plain, gathered = (kind(5, **options).double() for kind in (nn.BatchNorm2d, GatheredBatchNorm))
+    for norm in (plain, gathered):
+        for parameter in norm.parameters():
+            parameter.data.copy_(torch.linspace(0.5, 2, 5))
+    assert list(plain.state_dict()) == list(gathered.state_dict())
+    batches = [torch.randn(4, 5, 3, 2, dtype=torch.float64) * 3 + 1 for _ in range(3)]
+    with a_group_of_one(tmp_path):
+        for step, batch in enumerate(batches):
+            if step == 2:
+                plain.eval(), gathered.eval()
+            results = []
+            for norm in (plain, gathered):
+                given = batch.clone().requires_grad_()
+                output = norm(given)
+                (output.square() * torch.arange(5.0)[:, None, None]).sum().backward()
+                results.append([output, given.grad, *(p.grad for p in norm.parameters())])
+            for expected, found in zip(*results, strict=True):
+                assert torch.allclose(found, expected, rtol=1e-12, atol=1e-10)
+    for name, expected in plain.state_dict().items():
+        assert torch.allclose(gathered.state_dict()[name], expected, rtol=1e-12), name
+
+
+def test_processes_that_the_arguments_do_not_know_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="2 processes were launched.*know 1.*use_cpu=True"):
+        make_trainer(tmp_path)
+
+
+def test_what_needs_a_gpu_is_refused_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="fp16 needs a GPU.*bf16"):
+        make_trainer(tmp_path, fp16=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
+    with pytest.raises(ValueError, match="no FSDP on the CPU"):
+        make_trainer(tmp_path)
 
 
 def assert_close(

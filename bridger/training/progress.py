@@ -65,9 +65,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Say what the Trainer logs, without its bookkeeping."""
         if not state.is_world_process_zero:
             return
-        chosen_by = args.metric_for_best_model or "eval_mIoU"
         judged = any(name.startswith("eval_") for name in logs)
-        names = ("eval_loss", "eval_mIoU", "eval_oIoU", chosen_by) if judged else ("loss",)
+        figures_of_interest = ("eval_loss", "eval_mIoU", "eval_oIoU", f"eval_{_chooses(args)}")
+        names = figures_of_interest if judged else ("loss",)
         shown = {n.removeprefix("eval_"): logs[n] for n in dict.fromkeys(names) if n in logs}
         if not shown:
             return
@@ -85,10 +85,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def _compare(self, args: Any, logs: dict[str, float]) -> str:
         """Keep the best value of the figure that chooses; say it where this is not the one."""
-        name = args.metric_for_best_model
-        if name is None or (value := logs.get(f"eval_{name.removeprefix('eval_')}")) is None:
+        name = _chooses(args)
+        if (value := logs.get(f"eval_{name}")) is None:
             return ""
-        name = name.removeprefix("eval_")
         better = max if args.greater_is_better else min
         self._best = value if self._best is None else better(value, self._best)
         best = _figure(name, self._best)
@@ -99,7 +98,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Close the bar, and say which step is kept."""
         self.close()
         if state.is_world_process_zero and state.best_global_step is not None:
-            name = (args.metric_for_best_model or "").removeprefix("eval_")
+            name = _chooses(args)
             best = _figure(name, state.best_metric)
             print(f"kept step {state.best_global_step}: {name} {best}", file=sys.stderr, flush=True)
 
@@ -130,6 +129,11 @@ def evaluations_left(args: Any, state: Any, judged: int) -> int:
         last / state.num_train_epochs if args.eval_strategy == "epoch" else state.eval_steps
     )
     return math.ceil(last / every) - int(judged // every)
+
+
+def _chooses(args: Any) -> str:
+    """Return the name of the figure by which the best checkpoint is chosen, if any."""
+    return str(args.metric_for_best_model or "").removeprefix("eval_")
 
 
 def _figure(name: str, value: float) -> str:
