@@ -110,7 +110,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
             return
         plugin = self.accelerator.state.fsdp_plugin
         if getattr(plugin, "fsdp_version", 1) != 2:
-            raise ValueError("bridged models need FSDP2: set fsdp_version to 2")
+            raise ValueError("bridged models need FSDP2 (fsdp_version 2, from accelerate 1.6 on)")
         # It cannot shard scalars, such as CLIP's temperature.
         scalars = nn.ParameterList(p for p in self.model.parameters() if p.ndim == 0)
         plugin.ignored_modules = [*(plugin.ignored_modules or ()), scalars]
@@ -315,6 +315,9 @@ def _check_devices(args: Any) -> None:
             f"{distributed.world_size()} processes were launched, but TrainingArguments know "
             f"{args.world_size}: on the CPU, set use_cpu=True"
         )
+    if args.device.type == "cpu":
+        # transformers 4 loads the optimiser's state to "cpu:0", which torch does not know.
+        vars(args)["_setup_devices"] = torch.device("cpu")
     if args.n_gpu > 1:
         # DataParallel copies modules between threads, hooks and all: one process per GPU.
         args._n_gpu = 1
