@@ -6,5 +6,15 @@ import sys
 
 from bridger.cli.main import main
 
+
+def run() -> int:
+    """Run the command line, and take leave of other processes after a run that went well."""
+    code = main()
+    torch = sys.modules.get("torch")
+    if code == 0 and torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

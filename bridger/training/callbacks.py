@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from bridger.training import distributed
@@ -75,6 +76,15 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
         if self.requested:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+
+class OwnChance(TrainerCallback):  # type: ignore[misc]
+    """Lets each process of several drop out units of its own; the Trainer seeds all alike."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seed by the process's number; a checkpoint's random numbers come later."""
+        if distributed.is_running():
+            torch.manual_seed(args.seed + distributed.rank())
 
 
 class BestCheckpoint(TrainerCallback):  # type: ignore[misc]

@@ -23,7 +23,7 @@ from bridger.model import BridgedModel
 from bridger.sharded import gathered
 from bridger.training import distributed
 from bridger.training.batch_norm import synchronized_batch_norm
-from bridger.training.callbacks import BestCheckpoint, Interruption
+from bridger.training.callbacks import BestCheckpoint, Interruption, OwnChance
 from bridger.training.checkpoints import newest_whole, remove_unfinished
 from bridger.training.progress import Progress
 from bridger.training.rates import Scheduler
@@ -94,8 +94,8 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         self.interruption, self.progress = Interruption(), Progress()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(BestCheckpoint())
-        self.add_callback(self.interruption)
+        for callback in (OwnChance(), BestCheckpoint(), self.interruption):
+            self.add_callback(callback)
         if not args.disable_tqdm:
             self.add_callback(self.progress)
 
