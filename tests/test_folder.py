@@ -11,11 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_own_data import SIZE, Mask, corners, read_lines, write_lines, write_own_data
+from helpers_own_data import (
+    SIZE,
+    Mask,
+    corners,
+    read_lines,
+    rectangle,
+    write_lines,
+    write_own_data,
+)
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from bridger.data import ReferringDataset, convert, open_split, open_splits
+from bridger.data.catalog import data_sets
 from bridger.data.folder import ReferringFolder
+from bridger.data.masks import MaskFile
 from bridger.data.scenes import write_scenes
 
 BOX = {"image": "a.png", "sentence": "the dog", "box": [0, 0, 4, 4]}
@@ -44,7 +55,7 @@ def test_every_kind_of_mask_is_the_one_that_was_meant(tmp_path: Path) -> None:
         assert sample.ref_id == values.get("ref_id", number)
     assert (data[3].ann_ids, data[3].sent_ids, data[3].kinds) == ((4, 5), (77,), ("colour",))
     assert (data[3].size, data[2].size) == (SIZE, None)
-    assert data[2].kinds == ("", "") and data[2].ann_ids == ()
+    assert data[2].kinds == ("", "") and data[2].ann_ids == (3,)
     # Without ids of their own, sentences are numbered through.
     assert [data[i].sent_ids for i in (0, 1, 2)] == [(0, 1), (2,), (3, 4)]
     assert data.sentence_counts() == [2, 1] * 5 and len(data.expressions()) == 15
@@ -251,3 +262,54 @@ def test_an_interrupted_conversion_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         convert.convert(own, tmp_path / "lines", report=interrupt)
     assert list((tmp_path / "lines").iterdir()) == []
+
+
+def test_white_masks_with_a_palette_are_the_object_whatever_its_number(tmp_path: Path) -> None:
+    write_own_data(tmp_path / "own")
+    mask = Image.fromarray(255 * rectangle(4, 3, 20, 15)).convert("RGB")
+    # Pillow numbers colours by how often they are there, or by how bright: black may be 0 or 1.
+    for number, colours in enumerate((2, 16)):
+        mask.quantize(colours).save(tmp_path / "own" / "masks" / f"palette-{number}.png")
+        inverted = Image.eval(mask, lambda v: 255 - v).quantize(colours)
+        inverted.save(tmp_path / "own" / "masks" / f"inverted-{number}.png")
+        found = MaskFile(tmp_path / "own" / "masks" / f"palette-{number}.png").mask(SIZE)
+        assert np.array_equal(found, rectangle(4, 3, 20, 15))
+        found = MaskFile(tmp_path / "own" / "masks" / f"inverted-{number}.png").mask(SIZE)
+        assert np.array_equal(found, 1 - rectangle(4, 3, 20, 15))
+
+
+def test_masks_of_two_lines_are_never_taken_for_each_other(tmp_path: Path) -> None:
+    write_own_data(tmp_path)
+    line = {"image": "Bilder/b.png", "sentence": "a", "ref_id": 7}
+    boxes = [[0, 0, 4, 4], [20, 0, 24, 4]]
+    for split in ("train", "val"):
+        rows = [{**line, "box": box} for box in (boxes if split == "train" else boxes[::-1])]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    samples = [s for split in ("train", "val") for s in open_split(tmp_path, split)]
+    assert len({sample.key for sample in samples}) == 4
+
+
+def test_files_of_another_kind_are_no_data_set(tmp_path: Path) -> None:
+    write_scenes(tmp_path, {"train": 1}, size=64)
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.jpg", "iou": 0.5}\n')
+    assert data_sets(tmp_path) == ["refcoco"]
+
+
+def test_a_conversion_keeps_its_data_set_s_name(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "raw", {"train": 2, "val": 1}, size=64)
+    convert.convert(tmp_path / "raw", tmp_path / "lines")
+    assert data_sets(tmp_path / "lines") == ["refcoco"]
+    assert open_split(tmp_path / "lines", "train", "refcoco").name == "refcoco/unc"
+    with pytest.raises(FileNotFoundError, match="refs of refcoco+"):
+        open_split(tmp_path / "lines", "train", "refcoco+")
+
+
+def test_broken_lines_can_be_left_behind(tmp_path: Path) -> None:
+    write_own_data(tmp_path / "own")
+    with (tmp_path / "own" / "train.jsonl").open("a") as file:
+        file.write("{broken\n")
+    with pytest.raises(ValueError, match="line "):
+        convert.convert(tmp_path / "own", tmp_path / "lines")
+    counts = convert.convert(tmp_path / "own", tmp_path / "lines", drop_broken=True)
+    assert counts["train"] == (10, 1)

@@ -175,3 +175,27 @@ def test_published_counts_add_up():
     assert sum(sentences for _, sentences in counts["refcoco+"].values()) == 141564
     assert sum(sentences for _, sentences in counts["refcoco"].values()) == 142210
     assert set(counts["grefcoco"].values()) == {(None, None)}
+
+
+def test_an_empty_list_that_etris_leaves_for_google_s_test_is_no_split(tmp_path):
+    refs = [ref(0, "train", 3, 11), ref(1, "val", 4, 12)]
+    write_prepared(tmp_path, "refcocog_g", refs)
+    write_pictures(tmp_path / "images" / "train2014", (3, 4))
+    (tmp_path / "anns" / "refcocog_g" / "test.json").write_text("[]")
+    assert set(open_splits(tmp_path, dataset="refcocog/google")) == {"train", "val"}
+
+
+def test_the_name_of_a_folder_is_known_from_inside(tmp_path, monkeypatch):
+    folder = tmp_path / "refcoco+"
+    write_refs(folder / "refs(unc).p", REFS)
+    write_pictures(folder, IMAGES)
+    monkeypatch.chdir(folder)
+    assert data_sets(".") == ["refcoco+"]
+
+
+@pytest.mark.parametrize("split", ["../../escaped", "/etc/x", "", "a b"])
+def test_splits_cannot_be_paths(tmp_path, split):
+    write_refs(tmp_path / "refcoco" / "refs(unc).p", [ref(0, split, 3, 11)])
+    write_pictures(tmp_path / "images" / "train2014", (3,))
+    with pytest.raises(ValueError, match="no name of a split"):
+        open_splits(tmp_path)

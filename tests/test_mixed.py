@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers_coco import ref, write_pictures, write_prepared, write_refs
 from helpers_words import word_tokenizer
@@ -136,3 +138,13 @@ def test_mixing_that_makes_no_sense(root):
     write_refs(root / "refcoco+" / "refs(unc).p", [ref(i, "val", i, i) for i in IMAGES])
     with pytest.raises(ValueError, match="every picture of .* train is held out"):
         open_mixed(root, "train", ["refcoco", "refcocog"])
+
+
+def test_own_lines_on_coco_s_pictures_share_them_with_the_published_sets(root):
+    line = {"sentence": "a", "box": [0, 0, 2, 2]}
+    names = [f"images/train2014/COCO_train2014_{image:012d}.jpg" for image in (4, 5, 12)]
+    text = "".join(json.dumps({"image": name, **line}) + "\n" for name in names)
+    (root / "train.jsonl").write_text(text)
+    mixed = open_mixed(root, "train", ["refcoco", "folder"])
+    assert [key for key in mixed.picture_keys() if key == "coco/12"] == ["coco/12"]
+    assert mixed.left_out["refcoco/unc val"] == mixed.left_out["refcoco/unc testA"] == 1

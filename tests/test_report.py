@@ -206,8 +206,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluation]
     hostile = replace(data.samples[1], sentences=(HOSTILE,), kinds=("<i>kind</i>",))
     data = Few([data.samples[0], hostile, *data.samples[2:]], name="<few>", split="val")
     found = evaluate(model, data, 0.47)
-    (folder / "page" / "pictures").mkdir(parents=True)
-    (folder / "page" / "pictures" / "old.jpg").touch()
+    (folder / "page" / "report_pictures").mkdir(parents=True)
+    (folder / "page" / "report_pictures" / "old.jpg").touch()
+    # A folder of one's own, where many have their pictures.
+    (folder / "page" / "pictures").mkdir()
+    (folder / "page" / "pictures" / "mine.jpg").touch()
     judged = [(data, found), (data, found.first_sentences())]
     return write_page(folder / "page", model, judged, "my <adapter>", count=3), found
 
@@ -230,7 +233,10 @@ def test_a_page_shows_the_best_and_the_worst_of_each_split_once(
     page = Page(path.read_text(encoding="utf-8"))
     sources = page.values("img", "src")
     assert len(sources) == len(set(sources)) == 2 * 3 * 3
-    assert sorted(sources) == sorted(f"pictures/{p.name}" for p in path.parent.glob("pictures/*"))
+    assert (path.parent / "pictures" / "mine.jpg").exists()
+    assert sorted(sources) == sorted(
+        f"report_pictures/{p.name}" for p in path.parent.glob("report_pictures/*")
+    )
     for source, width in zip(sources, page.values("img", "width"), strict=True):
         with Image.open(path.parent / source) as picture:
             assert max(picture.size) == 448 and picture.width == int(width)

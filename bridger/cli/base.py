@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bridger.data import ReferringDataset
+    pass
 
 
 def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
@@ -84,26 +84,10 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) 
         "--dataset",
         nargs="+",
         metavar="NAME",
-        help="refcoco, refcoco+, refcocog or refcocog/google; several are mixed (default: the "
-        "only one that is there)",
+        help="refcoco, refcoco+, refcocog, refcocog/google, grefcoco, or folder for data of your "
+        "own; training mixes several, evaluation takes one after the other (default: the only "
+        "one that is there)",
     )
-
-
-def open_data(args: argparse.Namespace, split: str) -> ReferringDataset:
-    """Open a split of what the data options name; several data sets become one.
-
-    Raises:
-        FileNotFoundError: a file or folder is missing.
-        ValueError: an unknown data set or split, or files that do not fit together.
-    """
-    from bridger.data import open_split
-
-    names = args.dataset or [None]
-    if len(names) == 1:
-        return open_split(args.data, split, names[0])
-    from bridger.data.mixed import open_mixed
-
-    return open_mixed(args.data, split, names)
 
 
 def add_towers_option(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +108,21 @@ def towers_of(adapter: Path, given: str | None) -> str:
         return given or "tiny"
     name: str = json.loads(recipe.read_text()).get("towers", "tiny")
     return name
+
+
+def datasets_of(adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:
+    """Return the data sets to judge an adapter on: those given, or those of its recipe in `root`.
+
+    Where neither names one, [None]: the only one that is there.
+    """
+    from bridger.data.catalog import data_sets
+
+    recipe = adapter / "recipe.json"
+    if given is not None or not recipe.is_file():
+        return list(given or [None])
+    there = data_sets(root)
+    names = json.loads(recipe.read_text()).get("datasets", ())
+    return [name for name in names if name in there] or [None]
 
 
 def adapter_folder(name: Path) -> Path:

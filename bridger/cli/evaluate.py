@@ -14,6 +14,7 @@ from bridger.cli.base import (
     add_data_options,
     add_towers_option,
     check_writable,
+    datasets_of,
     load_model,
     say,
     share,
@@ -109,7 +110,7 @@ def _splits(args: argparse.Namespace) -> Iterator[ReferringDataset]:
     """Open the splits of every data set; each is judged on its own."""
     from bridger.data.catalog import open_splits
 
-    for name in args.dataset or [None]:
+    for name in datasets_of(args.adapter, args.data, args.dataset):
         found = open_splits(args.data, args.split, name)
         judged = [split for split in found if args.split or split != "train"]
         if not judged:

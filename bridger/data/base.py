@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class ReferringDataset(Dataset[Sample], ABC):
         """Return which picture each ref is of.
 
         Keys are the same for the same picture in different data sets: "coco/<image id>" for
-        COCO's, the resolved path for others.
+        COCO's, which are known by their names, the resolved path for others.
         """
 
     def __repr__(self) -> str:
@@ -151,6 +152,15 @@ class ReferringDataset(Dataset[Sample], ABC):
         """
         sample = self[index]
         return sample.sentences[draw(len(sample.sentences), sample.ref_id, epoch, seed)]
+
+
+_COCO_NAME = re.compile(r"COCO_\w+_0*(\d+)\.\w+")
+
+
+def coco_key(name: str) -> str | None:
+    """Return the picture key of one of COCO's pictures by its file's name, None of others."""
+    numbered = _COCO_NAME.fullmatch(name)
+    return f"coco/{numbered[1]}" if numbered else None
 
 
 def draw(count: int, ref_id: int, epoch: int, seed: int) -> int:

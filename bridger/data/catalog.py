@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bridger.config import did_you_mean
 from bridger.data.base import ReferringDataset
-from bridger.data.folder import OWN, ReferringFolder, folder_splits
+from bridger.data.folder import OWN, ReferringFolder, folder_source, folder_splits
 from bridger.data.layouts import is_there
 from bridger.data.refcoco import LoadedRefs, pictures_of_splits, read_splits
 
@@ -92,8 +92,26 @@ def data_sets(root: str | os.PathLike[str]) -> list[str]:
     Raises:
         FileNotFoundError: there is no such folder.
     """
-    own = [OWN] if folder_splits(root) else []
-    return [n for n, d in PUBLISHED.items() if is_there(Path(root), d.folder, d.split_by)] + own
+    names = [n for n, d in PUBLISHED.items() if is_there(Path(root), d.folder, d.split_by)]
+    if not folder_splits(root):
+        return names
+    converted = _converted(root)
+    return [*names, OWN if converted is None or converted in names else converted]
+
+
+def _converted(root: str | os.PathLike[str]) -> str | None:
+    """Return the name of the published data set that a folder's JSON Lines were converted from."""
+    source = folder_source(root)
+    names = (n for n, d in PUBLISHED.items() if source == f"{d.folder}/{d.split_by}")
+    return next(names, None)
+
+
+def _in_lines(root: str | os.PathLike[str], name: str) -> bool:
+    """Whether a data set is to be read from JSON Lines."""
+    if name == OWN:
+        return True
+    known = published(name)
+    return not is_there(Path(root), known.folder, known.split_by) and _converted(root) == name
 
 
 def the_only(root: str | os.PathLike[str]) -> str:
@@ -129,7 +147,8 @@ def open_splits(
         root: the folder, in one of the layouts of `bridger.data.layouts` and
             `bridger.data.folder`.
         splits: names of the splits; None: all that there are.
-        dataset: a name in `PUBLISHED`, or "folder"; None: the only one that is there.
+        dataset: a name in `PUBLISHED`, which JSON Lines keep that were converted from it, or
+            "folder"; None: the only one that is there.
 
     Raises:
         FileNotFoundError: a file or folder is missing; the places looked at are said.
@@ -138,7 +157,7 @@ def open_splits(
         pickle.UnpicklingError: a file of refs holds more than plain data.
     """
     name = dataset or the_only(root)
-    if name == OWN:
+    if _in_lines(root, name):
         wanted = folder_splits(root) if splits is None else splits
         return {split: ReferringFolder(root, split) for split in wanted}
     known = published(name)
@@ -152,9 +171,10 @@ def pictures_of(root: str | os.PathLike[str], dataset: str) -> tuple[str, dict[s
 
     Arguments and errors as of `open_splits`; masks and pictures are not looked at.
     """
-    if dataset == OWN:
-        splits = open_splits(root, dataset=OWN)
-        return OWN, {split: set(data.picture_keys()) for split, data in splits.items()}
+    if _in_lines(root, dataset):
+        splits = open_splits(root, dataset=dataset)
+        keys = {split: set(data.picture_keys()) for split, data in splits.items()}
+        return next((data.name for data in splits.values()), OWN), keys
     known = published(dataset)
     pictures = pictures_of_splits(root, known.folder, known.split_by)
     return f"{known.folder}/{known.split_by}", pictures

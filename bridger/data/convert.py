@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bridger._files import staging
 from bridger.data.base import ReferringDataset
-from bridger.data.catalog import open_splits
+from bridger.data.catalog import open_splits, the_only
 from bridger.data.check_pictures import PictureCheck
-from bridger.data.folder import ENDING
+from bridger.data.folder import ENDING, OWN, ReferringFolder, folder_splits
 from bridger.data.jsonlines import write_line
 
 Report = Callable[[int, int], None]
@@ -47,7 +48,7 @@ def convert(
     out = Path(out)
     if out.is_dir() and (there := sorted(out.glob(f"*{ENDING}"))):
         raise FileExistsError(f"{there[0]} exists already: choose another folder")
-    splits = open_splits(root, None, dataset)
+    splits, wrong = _open(root, dataset, drop_broken)
     total, done = sum(map(len, splits.values())), 0
     written = dict.fromkeys(splits, 0)
     check = PictureCheck(decode=True) if drop_broken else None
@@ -63,7 +64,22 @@ def convert(
                         written[name] += 1
                     if report is not None:
                         report(done, total)
-    return {name: (count, len(splits[name]) - count) for name, count in written.items()}
+    return {
+        name: (count, len(splits[name]) - count + wrong[name]) for name, count in written.items()
+    }
+
+
+def _open(
+    root: str | os.PathLike[str], dataset: str | None, drop_broken: bool
+) -> tuple[dict[str, ReferringDataset], Counter[str]]:
+    """Open all splits; of a folder of one's own, count wrong lines where those may be dropped."""
+    wrong: Counter[str] = Counter()
+    if not drop_broken or (dataset or the_only(root)) != OWN:
+        return open_splits(root, None, dataset), wrong
+    return {
+        split: ReferringFolder(root, split, report=lambda _, at=split: wrong.update([at]))  # type: ignore[misc]
+        for split in folder_splits(root)
+    }, wrong
 
 
 def _lines(

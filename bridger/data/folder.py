@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bridger.data.base import ReferringDataset, Sample
+from bridger.data.base import ReferringDataset, Sample, coco_key
 from bridger.data.jsonlines import read_line
 
 OWN = "folder"  # the name of a data set of one's own
@@ -22,7 +22,8 @@ class ReferringFolder(ReferringDataset):
 
     Opening reads the file once, line by line, and checks every line; kept are their places, the
     number of sentences and the pictures, and a line is read again when it is asked for. A ref
-    without an id has the number of its line.
+    without an id has the number of its line. Where every line names the same "source", as after a
+    conversion, that is the name of the data set.
 
     Args:
         root: the folder.
@@ -41,7 +42,7 @@ class ReferringFolder(ReferringDataset):
         split: str,
         report: Callable[[ValueError], None] | None = None,
     ) -> None:
-        self.root, self.split, self.name = Path(root), split, OWN
+        self.root, self.split = Path(root), split
         splits = folder_splits(self.root)
         self.path = self.root / f"{split}{ENDING}"
         if split not in splits:
@@ -53,6 +54,7 @@ class ReferringFolder(ReferringDataset):
             )
         places = array("q")  # of every ref its line, first byte, sentences and picture
         pictures, keys = _Pictures(self.root), dict[str, int]()
+        sources: set[str | None] = set()
         for number, offset, text in _lines(self.path):
             try:
                 line = read_line(text)
@@ -62,10 +64,13 @@ class ReferringFolder(ReferringDataset):
                     raise wrong from error
                 report(wrong)
                 continue
+            sources.add(line.source)
             key = keys.setdefault(line.picture or pictures[line.image], len(keys))
             places.extend((number, offset, len(line.sentences), key))
         if not places and report is None:
             raise ValueError(f"{self.path} is empty: expected a line for every ref")
+        only = sources.pop() if len(sources) == 1 else None
+        self.name = OWN if only is None else only
         columns = np.array(places).reshape(-1, 4).T
         self._numbers, self._offsets, counts, self._pictures = columns
         self._sentences = np.concatenate([[0], np.cumsum(counts)])  # of all refs before each
@@ -89,7 +94,7 @@ class ReferringFolder(ReferringDataset):
             raise ValueError(
                 f"{self.path}, line {number}: {error}; was it changed while it was in use?"
             ) from error
-        return line.sample(self.root, self.name, number, int(self._sentences[index]))
+        return line.sample(self.root, f"{OWN}/{self.split}", number, int(self._sentences[index]))
 
     def sentence_counts(self) -> list[int]:
         """Return how many sentences each ref has."""
@@ -97,12 +102,14 @@ class ReferringFolder(ReferringDataset):
         return counts
 
     def picture_keys(self) -> list[str]:
-        """Return which picture each ref is of: the line's "picture", else the resolved path."""
+        """Return which picture each ref is of: the line's "picture", else as for all."""
         return [self._keys[number] for number in self._pictures]
 
 
 def folder_splits(root: str | os.PathLike[str]) -> list[str]:
     """Return the splits of a folder of one's own; none where it is something else.
+
+    It is one where a train, val or test split is there: other files may end alike.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -113,7 +120,19 @@ def folder_splits(root: str | os.PathLike[str]) -> list[str]:
     found = {
         path.stem for path in root.glob(f"*{ENDING}") if path.is_file() and path.name[0] != "."
     }
-    return [name for name in USUAL if name in found] + sorted(found - set(USUAL))
+    usual = [name for name in USUAL if name in found]
+    return usual and usual + sorted(found - set(USUAL))
+
+
+def folder_source(root: str | os.PathLike[str]) -> str | None:
+    """Return what the first line of a folder of one's own names as its source."""
+    for split in folder_splits(root)[:1]:
+        with (Path(root) / f"{split}{ENDING}").open("rb") as file:
+            try:
+                return read_line(next((text for text in file if not text.isspace()), b"")).source
+            except ValueError:
+                break  # opening it says what is wrong
+    return None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -146,13 +165,16 @@ def _check_start(path: Path, start: bytes) -> None:
 
 
 class _Pictures(dict[str, str]):
-    """Resolves links as `Path.resolve` does, but those of a picture's folder only once."""
+    """Picture keys by path; resolves links, but those of a picture's folder only once."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.folders = root, dict[str, str]()
 
     def __missing__(self, image: str) -> str:
         folder, name = os.path.split(self.root / image)
+        if (known := coco_key(name)) is not None:
+            self[image] = known
+            return known
         if folder not in self.folders:
             self.folders[folder] = os.path.realpath(folder)
         path = os.path.join(self.folders[folder], name)

@@ -52,19 +52,24 @@ class Line:
         return self.values.get("picture")
 
     @property
+    def source(self) -> str | None:
+        """Name of the data set that the line was converted from."""
+        return self.values.get("source")
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """At least one."""
         if "sentence" in self.values:
             return (self.values["sentence"],)
         return tuple(self.values["sentences"])
 
-    def sample(self, folder: Path, name: str, ref_id: int, first_sentence: int) -> Sample:
+    def sample(self, folder: Path, source: str, number: int, first_sentence: int) -> Sample:
         """Return what the line says.
 
         Args:
             folder: what paths are relative to.
-            name: of the data set.
-            ref_id: where the line has none.
+            source: name of the data set, where the line has none.
+            number: of the line, the id of the ref and its object where the line has none.
             first_sentence: id of the first sentence where the line has none.
         """
         values, sentences = self.values, self.sentences
@@ -73,14 +78,14 @@ class Line:
             image_path=folder / self.image,
             sentences=sentences,
             outline=_outline(values, folder),
-            ref_id=values.get("ref_id", ref_id),
-            ann_ids=tuple(values.get("ann_ids", ())),
+            ref_id=values.get("ref_id", number),
+            ann_ids=tuple(values.get("ann_ids", () if "none" in values else (number,))),
             sent_ids=tuple(
                 values.get("sent_ids", range(first_sentence, first_sentence + len(sentences)))
             ),
             kinds=tuple(values.get("kinds", ("",) * len(sentences))),
             size=None if size is None else (size[0], size[1]),
-            source=values.get("source", name),
+            source=self.source or source,
         )
 
 

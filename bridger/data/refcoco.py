@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridger.data.base import ReferringDataset, Sample
+from bridger.data.base import ReferringDataset, Sample, coco_key
 from bridger.data.instances import Instances, Object, read_instances
 from bridger.data.layouts import Original, Prepared, locate
 from bridger.data.masks import MaskFile, Segments
 from bridger.data.refs import Ref, read_refs
-
-_COCO_NAME = re.compile(r"COCO_\w+_0*(\d+)\.\w+")
 
 
 class Entry(NamedTuple):
@@ -106,13 +103,9 @@ def pictures_of_splits(
     files = locate(Path(root), dataset, split_by)
     if isinstance(files, Original):
         refs = read_refs(files.refs)
-        return {split: {_key(ref.image_id) for ref in refs[split]} for split in refs}
+        return {split: {f"coco/{ref.image_id}" for ref in refs[split]} for split in refs}
     entries = read_splits(root, None, dataset, split_by)
     return {split: {entry.picture_key for entry in entries[split]} for split in entries}
-
-
-def _key(image_id: int | str) -> str:
-    return f"coco/{image_id}"
 
 
 def _read_original(
@@ -141,7 +134,7 @@ def _read_original(
             size=instances.pictures[ref.image_id].size,
             source=source,
         )
-        return Entry(sample, _key(ref.image_id))
+        return Entry(sample, f"coco/{ref.image_id}")
 
     return {split: [entry(ref) for ref in some] for split, some in refs.items()}
 
@@ -182,11 +175,10 @@ def _prepared_entry(ref: dict[str, Any], files: Prepared, source: str) -> Entry:
         sentences=tuple(sentence["sent"] for sentence in said),
         outline=MaskFile(files.masks / f"{ref['segment_id']}.png"),
         ref_id=ref["segment_id"],
-        ann_ids=(),
+        ann_ids=(ref["segment_id"],),  # the objects' own are not told
         sent_ids=tuple(sentence["sent_id"] for sentence in said),
         kinds=tuple(sentence.get("kind", "") for sentence in said),
         size=None,
         source=source,
     )
-    numbered = _COCO_NAME.fullmatch(path.name)
-    return Entry(sample, _key(numbered[1]) if numbered else str(path.resolve()))
+    return Entry(sample, coco_key(path.name) or str(path.resolve()))

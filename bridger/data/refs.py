@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from bridger.data.instances import stream
 from bridger.data.safe_pickle import load_plain
 
+_SPLIT = re.compile(r"[\w+-]+")
 NO_TARGET = -1  # stands in gRefCOCO where an expression means no object
 
 
@@ -37,7 +39,7 @@ def read_refs(path: Path, splits: Sequence[str] | None = None) -> dict[str, list
     found: dict[str, list[Ref]] = {}
     for number, entry in enumerate(_entries(path)):
         try:
-            refs = found.setdefault(entry["split"], [])
+            refs = found.setdefault(_split(entry), [])
             if splits is None or entry["split"] in splits:
                 refs.append(_ref(entry))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -57,6 +59,14 @@ def _entries(path: Path) -> Iterable[Any]:
     if not isinstance(entries, list):
         raise ValueError(f"{path} holds a {type(entries).__name__}, expected a list of refs")
     return entries
+
+
+def _split(entry: Mapping[str, Any]) -> str:
+    """Return the name of an entry's split, which a conversion makes a file's name of."""
+    name: str = entry["split"]
+    if not _SPLIT.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a split")
+    return name
 
 
 def _ref(entry: Mapping[str, Any]) -> Ref:

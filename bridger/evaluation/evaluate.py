@@ -83,7 +83,7 @@ def evaluate(
         cases=tuple(cases),
         thresholds=thresholds,
         threshold=threshold,
-        generalized=any(c.objects > 1 or c.objects == c.area == 0 for c in cases),
+        generalized=any(case.objects != 1 for case in cases),
         loss=math.fsum(batch.loss * len(batch.cases) for batch in judged) / len(cases),
     )
 

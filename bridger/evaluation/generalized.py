@@ -38,8 +38,10 @@ def generalized_ratios(intersections: Counts, predicted: Counts, areas: Counts) 
     nothing; T-acc: the share not found empty of the others. Pr@X: of those that mean something,
     the share whose IoU is X or more (P@X, RefCOCO's, counts above X).
 
-    ReLA lets a no-target score overrule a mask but still counts that mask into the union of
-    cIoU; here it is empty, as in what `predict` returns.
+    Here a mask is what `predict` returns, and an expression is found to mean nothing where that is
+    empty. In ReLA the no-target score alone decides: a mask that is empty by itself does not count
+    as found there, and one that the score overrules still adds to the union of cIoU. Where no mask
+    is empty by itself and none is overruled, the figures are the same.
 
     Args:
         intersections, predicted, areas: as in `generalized_ious`.

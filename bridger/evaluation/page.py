@@ -26,7 +26,8 @@ from bridger.prediction import Prediction
 if TYPE_CHECKING:
     from PIL import Image
 
-PAGE, PICTURES = "report.html", "pictures"
+# Not "pictures", which is what people call a folder of their own: files of an older page go.
+PAGE, PICTURES = "report.html", "report_pictures"
 SIDE = 448  # pixels of the longer side of a shown picture
 
 _STYLE = """

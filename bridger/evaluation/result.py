@@ -233,7 +233,9 @@ class Evaluation:
                 f"masks were not counted at {threshold}, only at "
                 f"{', '.join(map(str, sorted(self.thresholds)))}; evaluate anew with it"
             )
-        return replace(self, threshold=threshold)
+        other = replace(self, threshold=threshold)
+        other.__dict__["_counts"] = self._counts  # which is a cached property
+        return other
 
     def best_threshold(self) -> float:
         """Return the threshold of the highest mIoU, or gIoU where that is told.
