@@ -15,6 +15,7 @@ from helpers_words import word_tokenizer
 from PIL import Image
 
 from bridger.data import RefCOCO, RefCollator
+from bridger.data.masks import decode_mask
 from bridger.processing import Processor
 
 REFS = [ref(0, "train", 1, 11), ref(1, "train", 2, 12, "owl"), ref(2, "val", 2, 13, "the dog")]
@@ -120,6 +121,14 @@ def test_only_what_a_split_needs_is_kept(root):
         ({"size": [6, 9], "counts": [54]}, r"\[6, 9\] but its picture is \[6, 8\]"),
         ({"size": [6, 8], "counts": [10, 20]}, "cover 30 pixels of 48"),
         ({"size": [6, 8], "counts": [-1, 49]}, "run lengths from -1"),
+        ({"size": [6, 8], "counts": [10, 38.0]}, "neither polygons nor run lengths"),
+        ({"size": [6, 8], "counts": []}, "cover 0 pixels of 48"),
+        ({"size": [6, 8], "counts": ""}, "cover 0 pixels of 48"),
+        ({"size": [6, 8], "counts": ":d0"}, "cover 30 pixels of 48"),  # 10, 20
+        ({"size": [6, 8], "counts": "Oa1"}, "run lengths from -1 cover 48"),  # -1, 49
+        ({"size": [6, 8], "counts": "d"}, "cut off"),
+        ({"size": [6, 8], "counts": "`1\u00e9"}, "foreign characters"),
+        ({"size": [6, 8], "counts": "PPPPPPPP1"}, "longer than any picture"),
         ({"size": [6, 8]}, "neither polygons nor run lengths"),
         (None, "neither polygons nor run lengths"),
         (7, "neither polygons nor run lengths"),
@@ -136,6 +145,30 @@ def test_a_broken_mask_is_told_with_its_ref(root, segmentation, message):
     assert data[0].mask.any()
     with pytest.raises(ValueError, match=rf"ref 1 of refcoco/unc: .*{message}"):
         _ = data[1].mask
+
+
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them():
+    rle = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    longest = 0
+    for height, width in [(1, 1), (1, 40), (40, 1), *rng.integers(2, 60, (60, 2)), (700, 900)]:
+        height, width = int(height), int(width)
+        coarse = rng.random((height // 5 + 1, width // 7 + 1)) < rng.random()
+        noise = rng.random((height, width)) < 0.01
+        blocks = np.kron(coarse, np.ones((5, 7), bool))[:height, :width]
+        for pixels in (blocks, blocks ^ noise, noise, noise | True, noise & False):
+            mask = pixels.astype(np.uint8)
+            counts = rle.encode(np.asfortranarray(mask))["counts"]
+            for form in (counts, counts.decode()):
+                found = decode_mask({"size": [height, width], "counts": form}, height, width)
+                assert found.dtype == np.uint8 and found.flags.c_contiguous
+                np.testing.assert_array_equal(found, mask)
+            for end in rng.integers(0, len(counts), 3):
+                cut = {"size": [height, width], "counts": counts[:end]}
+                with pytest.raises(ValueError, match=r"cover \d+ pixels of|cut off"):
+                    decode_mask(cut, height, width)
+            longest = max(longest, len(counts))
+    assert longest > 10_000
 
 
 def lose(key):

@@ -24,20 +24,24 @@ def test_python_2_strings_are_read(tmp_path):
     assert load_plain(tmp_path / "u.p") == ["café", "é"]
     (tmp_path / "l.p").write_bytes(b"\x80\x02]q\x00U\x04caf\xe9a.")
     assert load_plain(tmp_path / "l.p") == ["café"]
-    # The second reading starts anew: what came before the byte that is not UTF-8 is there once.
-    (tmp_path / "m.p").write_bytes(b"\x80\x02](U\x01aU\x01bU\x04caf\xe9e.")
-    assert load_plain(tmp_path / "m.p") == ["a", "b", "café"]
+    # A byte that is not UTF-8 changes nothing but itself, in its own string and in others.
+    (tmp_path / "m.p").write_bytes(
+        b"\x80\x02](U\x05caf\xc3\xa9U\x04caf\xe9U\x07\xc3\xa9 \xe9 \xe9\xe8U\x01be."
+    )
+    assert load_plain(tmp_path / "m.p") == ["café", "café", "é é éè", "b"]
+    (tmp_path / "text.p").write_bytes(b"(lp0\nS'caf\\xc3\\xa9'\np1\naS'caf\\xe9'\np2\na.")
+    assert load_plain(tmp_path / "text.p") == ["café", "café"]
 
 
 @pytest.mark.parametrize(
     ("end", "message"),
     [(b"", "not a whole pickle"), (b"cposix\nsystem\n.", r"posix\.system"), (b"X", "truncated")],
 )
-def test_a_failure_of_the_second_reading_is_told_with_the_file(tmp_path, end, message):
+def test_a_failure_after_a_byte_that_is_not_utf_8_is_told_with_the_file(tmp_path, end, message):
     (tmp_path / "x.p").write_bytes(b"\x80\x02]U\x04caf\xe9a" + end)
     with pytest.raises(pickle.UnpicklingError, match=rf"x\.p: .*{message}"):
         load_plain(tmp_path / "x.p")
-    # Words of Python 3 that are not UTF-8 are so under either encoding.
+    # Words of Python 3 that are not UTF-8 are broken.
     (tmp_path / "x.p").write_bytes(b"\x80\x02X\x01\x00\x00\x00\xff.")
     with pytest.raises(pickle.UnpicklingError, match=r"x\.p: .*decode"):
         load_plain(tmp_path / "x.p")

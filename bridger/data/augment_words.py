@@ -28,6 +28,11 @@ def _pattern(*, anywhere: str = "", stems: str = "", words: str = "") -> re.Patt
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _NOT_LATIN = re.compile(r"[^\x00-\u024f\u1e00-\u1eff\u2000-\u206f]")
 
+
+def _words(sentence: str) -> list[str]:
+    return [word[0].lower().replace("’", "'") for word in _WORD.finditer(sentence)]
+
+
 # Left and right.
 
 _OTHER = {"left": "right", "right": "left"}
@@ -35,7 +40,7 @@ _SIDE = re.compile(
     r"(?:top|bottom|upper|lower|far|back|front|mid|middle|center|centre|outer)?(left|right)"
     r"(?:most|hand|handed|side|y|er|est|wards?)?"
 )
-_NO_SIDE = re.compile(r"leftovers?|cleft\w*|(?:up|b|f|al|out|down|copy|(?:play|cart)?w)right\w*")
+_NO_SIDE = re.compile(r"leftovers?|cleft\w*|(?:up|b|f|al|out|down|copy|playw|cartw)right\w*")
 # After these "left" and "right" are sides whatever follows, but for what comes next.
 _BEFORE_SIDES = _set("on at from to toward towards far upper lower extreme")
 _DETERMINERS = _set("the our your my his her its their")
@@ -57,11 +62,16 @@ _DOUBTFUL_AFTER = _set(
     "whos exactly already yes ok okay"
 )
 _REMAINING = _set("only last nothing still remaining any anything")
-_ABBREVIATIONS = _set("l r lt rt lf rh lh lhs rhs lft rgt rht")
+_ABBREVIATIONS = _set("l r lt rt lf rh lh lhs rhs lft rgt rht rite")
 # One slip away from a side, but words of their own.
 _NEAR_SIDES = _set(
     "lift loft lent lest let felt heft deft weft cleft light bright night fight sight might tight "
-    "eight wight wright fright aright lefty righty"
+    "eight wight fright aright lefty righty"
+)
+# Counted from the left, where no side is named.
+_ORDINAL = _pattern(
+    words=r"\d+(?:st|nd|rd|th) first second third fou?rth fifth sixth seventh eighth nine?th "
+    "tenth eleventh twelfth last final frist secon secnd thrid"
 )
 # What is read off a picture, or turns round with it in another way.
 _READ = re.compile(
@@ -89,11 +99,12 @@ def mirror_words(sentence: str) -> str | None:
     Returns:
         What means the same in the mirrored picture; None where that is not certain: "right" or
         "left" in another sense (right behind, left over), misspelt or cut short, positions on a
-        clock face, numbers and letters to be read, compass points.
+        clock face, numbers and letters to be read, compass points; a rank without a side, such
+        as "third elephant", which is counted from the left.
     """
     if _NOT_LATIN.search(sentence) or _READ.search(sentence):
         return None
-    words = [word[0].lower().replace("’", "'") for word in _WORD.finditer(sentence)]
+    words = _words(sentence)
     for at, word in enumerate(words):
         if "left" not in word and "right" not in word:
             if _is_misspelt(word):
@@ -102,7 +113,8 @@ def mirror_words(sentence: str) -> str | None:
             continue
         elif not _SIDE.fullmatch(word) or (word in _OTHER and not _is_side(words, at)):
             return None
-    return _WORD.sub(_exchange, sentence)
+    mirrored = _WORD.sub(_exchange, sentence)
+    return None if mirrored == sentence and _ORDINAL.search(sentence) else mirrored
 
 
 def _is_side(words: list[str], at: int) -> bool:
@@ -159,18 +171,30 @@ def _one_slip(word: str, meant: str) -> bool:
 _COLOUR = _pattern(
     anywhere="black whit(?:e|ish) blu(?:e|ish) green yellow brown purpl orang(?:e|ish) pink violet "
     "turquoise magenta maroon silver golden colou?r gr[ae]y beige blond brunette",
-    stems="dark bright pale teal navy crimson scarlet burgundy khaki bronze copper brass chrome "
-    "ivory charcoal lavender lilac indigo shad[eo] sunn sunlit monochrom neon fluorescent rainbow "
-    "tint rust camo ginger metallic glow redhead",
-    words="red(?:s|d?ish|der|dest)? tan(?:ned|n?ish|ner)? gold(?:s|ish)? light(?:s|er|est|ed|ish)? "
-    "lit blk wht blu grn brn cyan aqua cream lime mint coral plum peach rose salmon olive mustard "
-    "hues? sepia ripe unripe burnt faded",
+    stems="red dark bright pale teal navy crimson scarlet burgundy khaki bronze copper brass "
+    "chrome ivory charcoal lavender lilac indigo shad[eo] sunn sunlit monochrom neon fluorescent "
+    "rainbow tint rust camo ginger metallic glow",
+    words="tan(?:ned|n?ish|ner)? gold(?:s|ish)? light(?:s|er|est|ed|ish)? "
+    "lit blk wht blu grn brn ylw yllw orng prpl pnk cyan aqua cream lime mint coral plum "
+    r"peach rose salmon olive mustard hues? sepia ripe unripe burnt faded bw b\s?(?:&|and|n|/)\s?w",
+)
+_COLOURS = _set("black white blue green yellow brown purple orange pink grey gray dark")
+# One slip away from a colour, but words of their own.
+_NEAR_COLOURS = _set(
+    "back block slack lack flack blank while whine write glue clue greed greet preen crown grown "
+    "frown drown blown brow mellow bellow fellow range grange pin pine ping pint pick sink wink "
+    "link rink mink oink punk they prey trey grew tray pray fray grab gram ray park bark mark"
 )
 
 
 def holds_under_colour(sentence: str) -> bool:
     """Whether an expression stays true when colours and brightness change: it names none."""
-    return not (_NOT_LATIN.search(sentence) or _COLOUR.search(sentence))
+    if _NOT_LATIN.search(sentence) or _COLOUR.search(sentence):
+        return False
+    return not any(
+        word not in _NEAR_COLOURS and any(_one_slip(word, colour) for colour in _COLOURS)
+        for word in _words(sentence)
+    )
 
 
 # Places, ranks and extents.
@@ -179,10 +203,12 @@ _PLACE = _pattern(
     stems="left right top upper lower bottom middle mid cent(?:er|re|ral) corner edge front back "
     "rear behind near close furth farth next beside between among opposite adjacent surround "
     "across above below beneath under around toward along nearby distan foreground diagonal "
-    "outside north south east west lowest high ahead lead follow",
-    words="far sides? ends? by past over there here away low rows? lines? columns? stacks? piles? "
+    "outside inside inner outer north south east west lowest high ahead lead follow",
+    words="up(?:wards?)? down(?:wards?)? bg fg bck bkg bkgd bkgrd frnt btm botm ctr cntr crnr "
+    "far sides? ends? by past over there here away low rows? lines? columns? stacks? piles? "
     r"others? order o\s?['’]?\s?clock clockwise",
 )
+_PLACES = _set("background foreground corner middle center bottom behind")
 _RANK = _pattern(
     anywhere=r"\d",
     stems="first second third fourth fifth sixth seventh eighth ninth tenth",
@@ -190,8 +216,8 @@ _RANK = _pattern(
     "pairs? couple groups? crowd bunch most several few many only alone",
 )
 _EXTENT = _pattern(
-    stems="big larg small tiny tini huge giant tall wide narrow partial crop visib hidden whole "
-    "entire complet zoom",
+    stems="big larg small tiny tini huge giant tall wide narrow medium partial crop visib hidden "
+    "whole entire complet zoom",
     words="little short(?:er|est)? long(?:er|est)? sized? half full cut cutoff barely off see seen "
     "show(?:s|n|ing)? peeking out",
 )
@@ -205,4 +231,7 @@ def holds_under_crop(sentence: str) -> bool:
     """
     if any(rule.search(sentence) for rule in (_NOT_LATIN, _PLACE, _RANK, _EXTENT)):
         return False
-    return not any(_is_misspelt(word[0].lower()) for word in _WORD.finditer(sentence))
+    return not any(
+        _is_misspelt(word) or any(_one_slip(word, place) for place in _PLACES)
+        for word in _words(sentence)
+    )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 _LEAST_POLYGON = 6  # numbers: three corners
+_MOST_DIGITS = 7  # characters of a compressed run length: 35 bits, where COCO's runs have 32
 
 Mask = npt.NDArray[np.uint8]
 
@@ -103,7 +104,8 @@ def decode_mask(
     """Decode COCO's polygons, or either kind of run-length encoding, to (height, width) of 0, 1.
 
     Raises:
-        ValueError: a run-length encoding of another size, or a broken segmentation.
+        ValueError: a run-length encoding of another size, or one whose runs do not cover the
+            picture exactly, or a broken segmentation.
     """
     try:
         return _decode(segmentation, height, width)
@@ -114,30 +116,61 @@ def decode_mask(
 
 
 def _decode(segmentation: list[list[float]] | Mapping[str, Any], height: int, width: int) -> Mask:
-    from pycocotools import mask as rle
-
     if isinstance(segmentation, Mapping):
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(
                 f"a mask is {list(segmentation['size'])} but its picture is {[height, width]} "
                 f"(height, width)"
             )
-        encoded: Any = dict(segmentation)
-        if isinstance(encoded["counts"], list):
-            # Where the runs end too early, pycocotools leaves what happens to be in memory.
-            covered, least = sum(encoded["counts"]), min(encoded["counts"], default=0)
-            if covered != height * width or least < 0:
-                raise ValueError(
-                    f"run lengths from {least} cover {covered} pixels of {height * width}"
-                )
-            encoded = rle.frPyObjects(encoded, height, width)
-    else:
-        # Fewer corners cover nothing, and pycocotools would take four numbers for a box.
-        polygons = [p for p in segmentation if len(p) >= _LEAST_POLYGON]
-        if not polygons:
-            return np.zeros((height, width), dtype=np.uint8)
-        encoded = rle.merge(rle.frPyObjects(polygons, height, width))
+        counts = segmentation["counts"]
+        runs = _read_runs(counts) if isinstance(counts, str | bytes) else list(counts)
+        return _fill_runs(runs, height, width)
+    # Fewer corners cover nothing, and pycocotools would take four numbers for a box.
+    polygons = [p for p in segmentation if len(p) >= _LEAST_POLYGON]
+    if not polygons:
+        return np.zeros((height, width), dtype=np.uint8)
+    from pycocotools import mask as rle
+
+    encoded = rle.merge(rle.frPyObjects(polygons, height, width))
     return np.ascontiguousarray(rle.decode(encoded), dtype=np.uint8)
+
+
+def _fill_runs(runs: list[int], height: int, width: int) -> Mask:
+    """Lay runs of 0 and 1 in turns down the columns; (height, width)."""
+    # Where the runs end too early, pycocotools leaves what happens to be in memory.
+    covered, least = sum(runs), min(runs, default=0)
+    if covered != height * width or least < 0:
+        raise ValueError(f"run lengths from {least} cover {covered} pixels of {height * width}")
+    values = np.arange(len(runs), dtype=np.uint8) & 1
+    return np.ascontiguousarray(np.repeat(values, np.asarray(runs)).reshape(width, height).T)
+
+
+def _read_runs(counts: str | bytes) -> list[int]:
+    """Read COCO's compressed run lengths.
+
+    A number is one or more characters from "0" on: five bits in each, the lowest first, and a
+    sixth that says that another follows; negative numbers in two's complement. From the fourth
+    on, a number is the difference to the run two before.
+    """
+    raw = counts.encode() if isinstance(counts, str) else counts
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - ord("0")
+    if not digits.size:
+        return []
+    last = digits < 32
+    if digits.min() < 0 or digits.max() > 63 or not last[-1]:
+        raise ValueError("compressed run lengths are cut off, or hold foreign characters")
+    ends = np.flatnonzero(last) + 1
+    lengths = np.diff(ends, prepend=0)
+    if lengths.max() > _MOST_DIGITS:
+        raise ValueError("compressed run lengths hold a number longer than any picture")
+    starts = ends - lengths
+    places = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((digits & 31) << places, starts)
+    numbers -= (digits[ends - 1] >> 4) << (5 * lengths)  # the sign
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    runs: list[int] = numbers.tolist()
+    return runs
 
 
 def picture_size(path: Path) -> tuple[int, int]:
