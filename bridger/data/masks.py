@@ -67,8 +67,12 @@ class MaskFile:
 
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no mask file {self.path}")
-        with Image.open(self.path) as image:
-            values = np.asarray(ImageOps.exif_transpose(image))
+        with Image.open(self.path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode == "P" and self.value is None:
+                # The number of a palette's black is not always 0.
+                image = image.convert("RGB")
+            values = np.asarray(image)
         if values.ndim == 3:
             # Of a picture with transparency the colours count, as in an editor.
             values = values[..., :3].max(axis=2) if values.shape[2] > 2 else values[..., 0]
