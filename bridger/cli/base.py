@@ -122,7 +122,8 @@ def datasets_of(adapter: Path, root: Path, given: list[str] | None) -> list[str 
         return list(given or [None])
     there = data_sets(root)
     names = json.loads(recipe.read_text()).get("datasets", ())
-    return [name for name in names if name in there] or [None]
+    found: list[str | None] = [name for name in names if name in there]
+    return found or [None]
 
 
 def adapter_folder(name: Path) -> Path:
