@@ -182,7 +182,7 @@ def test_without_a_val_split_the_last_adapter_is_kept(
     (tmp_path / "own" / "val.jsonl").unlink()
     code, said, _ = run(*argv)
     assert code == 0 and trained.validation is None
-    assert "there is no split val, so no checkpoint is chosen: the last adapter is kept" in said
+    assert "there is no split val (--validation names another), so no checkpoint is chosen" in said
     code, _, err = run(*argv, "--validation", "val")
     assert code == 1 and "val" in err  # it was asked for
 

@@ -295,3 +295,11 @@ def test_a_sheet_shows_refs_of_every_split(own: Path) -> None:
     for broken in (own / "Bilder").iterdir():
         broken.unlink()
     assert contact_sheet(splits, count=6, seed=1).size == sheet.size
+
+
+def test_boxes_that_stick_out_are_noted(own: Path) -> None:
+    lines = read_lines(own / "train.jsonl")
+    lines.append({"image": lines[0]["image"], "sentence": "far out", "box": [10, 5, 90, 20]})
+    write_lines(own / "train.jsonl", lines)
+    report = check_data(own)
+    assert report.problems == () and found(report.notes)[check_pictures.OUTSIDE] == 1

@@ -313,3 +313,14 @@ def test_broken_lines_can_be_left_behind(tmp_path: Path) -> None:
         convert.convert(tmp_path / "own", tmp_path / "lines")
     counts = convert.convert(tmp_path / "own", tmp_path / "lines", drop_broken=True)
     assert counts["train"] == (10, 1)
+
+
+def test_of_a_cut_out_what_is_not_transparent_is_the_object(tmp_path: Path) -> None:
+    mask = rectangle(4, 3, 20, 15)
+    pixels = np.full((*SIZE, 4), 40, dtype=np.uint8)
+    pixels[..., 3] = 255 * mask
+    Image.fromarray(pixels).save(tmp_path / "cut.png")
+    assert np.array_equal(MaskFile(tmp_path / "cut.png").mask(SIZE), mask)
+    pixels[..., :3], pixels[..., 3] = 255 * mask[..., None], 255  # opaque: colours count
+    Image.fromarray(pixels).save(tmp_path / "opaque.png")
+    assert np.array_equal(MaskFile(tmp_path / "opaque.png").mask(SIZE), mask)

@@ -57,6 +57,9 @@ def test_raw_files_with_traps_become_a_table(
     run("row.py", *row, cwd=tmp_path)
     assert (tmp_path / "rows/quickstart-seed-1/report/report.html").is_file()
     assert run("row.py", *row, cwd=tmp_path).count("is finished") == 2
+    argv = [sys.executable, str(EXAMPLES / "row.py"), *row, "--set", "steps=3"]
+    other = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert other.returncode == 1 and "of another recipe (steps)" in other.stdout
     table = run("table.py", "rows", cwd=tmp_path)
     assert "| refcoco/unc, mIoU in percent | val | testA | testB |" in table
     assert "| **quickstart** |" in table and table.count("(2 seeds)") == 3
@@ -73,6 +76,29 @@ def test_expressions_that_mean_nothing_or_several_become_a_table(tmp_path: Path)
     results = json.loads((tmp_path / "rows/quickstart/evaluation.json").read_text())["results"]
     assert all({"gIoU", "cIoU", "N-acc", "T-acc"} <= set(r["metrics"]) for r in results)
     assert "grefcoco/unc, gIoU" in run("table.py", "rows", "--metric", "gIoU", cwd=tmp_path)
+
+
+def test_rows_of_other_recipes_are_other_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, steps, seed in (("mine", 3, 0), ("mine-seed-1", 3, 1), ("mine-seed-2", 9, 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.json").write_text(json.dumps({"steps": steps, "seed": seed}))
+        result = {"split": "val", "sentences": "first", "metrics": {"mIoU": steps / 10}}
+        result |= {"dataset": "folder", "published_by_others": []}
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({"results": [result]}))
+    monkeypatch.setattr(sys, "argv", ["table.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(EXAMPLES / "table.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines == [
+        "| **mine** | 30.00 +- 0.00 (2 seeds) |",
+        "| **mine-seed-2** | 90.00 |",
+    ]
+    monkeypatch.setattr(sys, "argv", ["table.py", str(tmp_path), "--metric", "gIoU"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(EXAMPLES / "table.py"), run_name="__main__")
+    assert "metric 'gIoU'" in capsys.readouterr().err
 
 
 def test_the_table_keeps_published_figures_apart_and_follows_the_protocol(

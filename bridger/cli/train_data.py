@@ -41,7 +41,7 @@ def open_training(
     training = _open(root, "train", names)
     split = asked or (USUAL if _have(root, names, USUAL) else NONE)
     if split == NONE:
-        missing = "" if asked else f"there is no split {USUAL}, so "
+        missing = "" if asked else f"there is no split {USUAL} (--validation names another), so "
         say(f"{missing}no checkpoint is chosen: the last adapter is kept")
         return training, None
     validation = _open(root, split, names)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridger.data.base import ReferringDataset, Sample
-from bridger.data.masks import MaskFile, Segments, picture_size
+from bridger.data.masks import Box, MaskFile, Segments, picture_size
 from bridger.pictures import read_picture
 from bridger.words import OpenClipWords
 
@@ -22,6 +22,7 @@ EMPTY_MASKS = "empty masks though something is meant"
 EMPTY_SENTENCES = "empty sentences"
 DUPLICATED_IDS = "ids that several refs share"
 TINY = "pictures of less than 16 pixels on a side"
+OUTSIDE = "boxes that stick out of their picture; a box is [x0, y0, x1, y1], not [x, y, w, h]"
 LOSSY = "masks in JPEG files, where pixels near an edge are not 0"
 WHOLE = "masks that cover their whole picture"
 LONG = "sentences of more than {limit} tokens, which are cut"
@@ -108,7 +109,8 @@ class PictureCheck:
     def _read(self, place: str, path: Path) -> Iterator[Remark]:
         size: tuple[int, int] | None = None
         if not path.is_file():
-            yield Remark(MISSING, f"{place}: {path}")
+            hint = "; write / between folders" if "\\" in str(path) else ""
+            yield Remark(MISSING, f"{place}: {path}{hint}")
         else:
             try:
                 height, width = read_picture(path).shape[1:] if self.decode else picture_size(path)
@@ -157,5 +159,12 @@ def _check_mask(place: str, sample: Sample, size: tuple[int, int] | None) -> Ite
         yield Remark(EMPTY_MASKS, f"{place}: {sample.sentences[0]!r} of {sample.image_path}")
     if min(size) >= LEAST_SIDE and mask.all():
         yield Remark(WHOLE, f"{place}: {sample.image_path}", note=True)
+    if isinstance(outline, Box) and _sticks_out(outline, size):
+        yield Remark(OUTSIDE, f"{place}: {list(outline.corners)} of {sample.image_path}", note=True)
     if isinstance(outline, MaskFile) and outline.path.suffix.lower() in (".jpg", ".jpeg"):
         yield Remark(LOSSY, f"{place}: {outline.path}", note=True)
+
+
+def _sticks_out(box: Box, size: tuple[int, int]) -> bool:
+    x0, y0, x1, y1 = box.corners
+    return min(x0, y0) < -1 or x1 > size[1] + 1 or y1 > size[0] + 1

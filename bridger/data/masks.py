@@ -54,7 +54,8 @@ class MaskFile:
     """A picture of the mask.
 
     Attributes:
-        path: the file; what is not 0 (black) is the object.
+        path: the file; what is not black is the object, or what is not transparent in a file in
+            which something is.
         value: the object is what has this value instead, in a file that numbers objects.
     """
 
@@ -72,9 +73,11 @@ class MaskFile:
             if image.mode == "P" and self.value is None:
                 # The number of a palette's black is not always 0.
                 image = image.convert("RGB")
+            if image.has_transparency_data and self.value is None:
+                alpha = image.convert("RGBA").getchannel("A")
+                image = alpha if alpha.getextrema()[0] == 0 else image.convert("RGB")
             values = np.asarray(image)
         if values.ndim == 3:
-            # Of a picture with transparency the colours count, as in an editor.
             values = values[..., :3].max(axis=2) if values.shape[2] > 2 else values[..., 0]
         if values.shape != size:
             raise ValueError(

@@ -16,18 +16,21 @@ import argparse
 import sys
 from pathlib import Path
 
+from bridger.cli.main import build_parser
 from bridger.cli.main import main as bridger
+from bridger.cli.train import recipe_from
+from bridger.training import Recipe
 from bridger.training.run import has_checkpoint
 
-EVALUATION = "evaluation.json"
+TRAINED, EVALUATION = "bridger_config.json", "evaluation.json"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("--data", required=True, metavar="DIR")
+    parser.add_argument("recipe", metavar="RECIPE", help="a name or a JSON file")
+    parser.add_argument("--data", required=True, metavar="DIR", help="as for `bridger train`")
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="default: the recipe's")
     parser.add_argument("--out", type=Path, default=Path("rows"), metavar="DIR")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="S", help="default: the recipe's")
@@ -45,19 +48,29 @@ def run_row(args: argparse.Namespace, seed: int | None) -> int:
     """Train and judge one row; return the exit code of what failed, or 0."""
     name = Path(args.recipe).stem if args.recipe.endswith(".json") else args.recipe
     folder = args.out / (name if seed is None else f"{name}-seed-{seed}")
-    if (folder / EVALUATION).exists():
-        print(f"{folder} is finished")
-        return 0
     where = ["--data", args.data, *(["--dataset", *args.dataset] if args.dataset else [])]
-    if not (folder / "bridger_config.json").exists():
-        train = ["train", args.recipe, *where, "--out", str(folder)]
-        train += [] if seed is None else ["--seed", str(seed)]
-        train += [part for change in args.changes for part in ("--set", change)]
+    train = ["train", args.recipe, *where, "--out", str(folder)]
+    train += [] if seed is None else ["--seed", str(seed)]
+    train += [part for change in args.changes for part in ("--set", change)]
+    if (folder / TRAINED).exists():
+        if changed := other_recipe(train, folder):
+            print(f"{folder} is of another recipe ({changed}): choose another --out")
+            return 1
+        if (folder / EVALUATION).exists():
+            print(f"{folder} is finished")
+            return 0
+    else:
         train += ["--resume"] if has_checkpoint(folder) else []
         if code := bridger(train):
             return code
     result = ["--json", str(folder / EVALUATION), "--report", str(folder / "report")]
     return bridger(["evaluate", str(folder), *where, *result])
+
+
+def other_recipe(train: list[str], folder: Path) -> str:
+    """Return in which options a finished row differs from what is asked for."""
+    asked = recipe_from(build_parser().parse_args(train))
+    return ", ".join(asked.differences(Recipe.load(folder / "recipe.json")))
 
 
 if __name__ == "__main__":

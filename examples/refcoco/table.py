@@ -27,13 +27,22 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rows", type=Path, metavar="DIR", help="as row.py wrote it")
-    parser.add_argument("--metric", default="mIoU", help="mIoU (default), oIoU or P@0.5 ... P@0.9")
+    parser.add_argument(
+        "--metric",
+        default="mIoU",
+        help="mIoU (default), oIoU, P@0.5 ... or, for gRefCOCO, gIoU ...",
+    )
     args = parser.parse_args()
     files = sorted(args.rows.glob(f"*/{EVALUATION}"))
     if not files:
         print(f"there is no finished row in {args.rows}: row.py makes them", file=sys.stderr)
         return 1
-    for number, (dataset, (ours, published)) in enumerate(collect(files, args.metric).items()):
+    try:
+        found = collect(files, args.metric)
+    except KeyError as error:
+        print(f"the rows in {args.rows} do not all have the metric {error}", file=sys.stderr)
+        return 1
+    for number, (dataset, (ours, published)) in enumerate(found.items()):
         print("\n" * bool(number) + "\n".join(table(dataset, args.metric, ours, published)))
     return 0
 
@@ -41,8 +50,14 @@ def main() -> int:
 def collect(files: list[Path], metric: str) -> dict[str, tuple[dict[str, Line], dict[str, Line]]]:
     """Return our lines and the published ones of every data set."""
     found: dict[str, tuple[dict[str, Line], dict[str, Line]]] = {}
+    names: dict[str, str] = {}  # of every recipe, the seed aside
     for file in files:
         name = re.sub(r"-seed-\d+$", "", file.parent.name)
+        recipe = file.with_name("recipe.json")
+        options = json.loads(recipe.read_text()) if recipe.exists() else {}
+        same = json.dumps([name, {**options, "seed": None}], sort_keys=True)
+        # A folder that differs in more than its seed is a row of its own, by its whole name.
+        name = names.setdefault(same, file.parent.name if name in names.values() else name)
         for record in reference_protocol(json.loads(file.read_text())["results"]):
             ours, published = found.setdefault(record["dataset"], ({}, {}))
             line = ours.setdefault(name, {}).setdefault(record["split"], [])
