@@ -117,7 +117,7 @@ def make_model(
 
 def make_trainer(folder: Path, model: BridgedModel | None = None, **changes: Any) -> BridgerTrainer:
     own_names = ("learning_rates", "score", "callbacks", "eval_dataset", "scheduler", "in_order")
-    own_names += ("train_dataset", "data_collator")
+    own_names += ("train_dataset", "data_collator", "compute_metrics")
     own = {name: changes.pop(name) for name in own_names if name in changes}
     options: dict[str, Any] = {
         "output_dir": str(folder),
@@ -157,6 +157,7 @@ class Run:
         resume: from the last checkpoint.
         die: where a process kills itself, see `die_at`; "": nowhere.
         rank: which one.
+        interrupt: that process gets Ctrl-C in the second of three rounds of step 4's evaluation.
     """
 
     folder: str
@@ -168,6 +169,7 @@ class Run:
     resume: bool = False
     die: str = ""
     rank: int = 0
+    interrupt: bool = False
 
     def __call__(self) -> None:
         """Train, and write what came of it."""
@@ -177,7 +179,15 @@ class Run:
         still = {"dropout": 0.0} if self.head == "referring" else {}
         model = make_model(SMALL.replace(dropout=0.0), self.head, self.trainable, **still)
 
+        rounds: list[tuple[int, int]] = []
+
         def score(judged: BridgedModel) -> dict[str, float]:
+            for number in range(3):
+                rounds.append((trainer.state.global_step, number))
+                me = distributed.rank() == self.rank
+                if self.interrupt and me and rounds[-1] == (4, 1):
+                    os.kill(os.getpid(), signal.SIGINT)
+                trainer.interruption.break_off(trainer.args.device)
             nearness = -abs(trainer.state.global_step - 4)
             return {"answer": _answer(judged), "nearness_to_4": nearness}
 
@@ -201,9 +211,13 @@ class Run:
         )
         if self.die and distributed.rank() == self.rank:
             die_at(self.die, trainer)
-        trainer.train(resume_from_checkpoint=self.resume or None)
+        try:
+            trainer.train(resume_from_checkpoint=self.resume or None)
+        except KeyboardInterrupt:
+            assert self.interrupt and not self.resume
         trainer.save_model(self.folder)
-        result = {"seen": seen, "history": trainer.state.log_history}
+        result: dict[str, Any] = {"seen": seen, "history": [*trainer.state.log_history]}
+        result |= {"rounds": [*rounds], "afterwards": trainer.evaluate()["eval_answer"]}
         result["modules"] = [type(module).__name__ for module in model.modules()]
         Path(self.folder, f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 

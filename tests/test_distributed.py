@@ -7,6 +7,9 @@ losses agree as well, and later ones less; see `test_with_adam_too`.
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +18,25 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from accelerate.utils import FullyShardedDataParallelPlugin
 from helpers_training import (
     STEPS,
     Run,
     adapter,
     figures,
+    make_model,
     make_runs,
     make_trainer,
     result,
 )
 from torch import nn
 
-from bridger.training import distributed
+from bridger.__main__ import run as run_command
+from bridger.evaluation.ranks import connect, gather
+from bridger.training import batch_norm, distributed
 from bridger.training.batch_norm import GatheredBatchNorm
+from bridger.training.checkpoints import newest_whole
 
 if not dist.is_available():
     pytest.skip("this torch knows no processes", allow_module_level=True)
@@ -135,6 +143,51 @@ def test_when_one_process_is_killed_the_run_can_go_on(alone: Path, tmp_path: Pat
     assert len(result(tmp_path, 1)["seen"]) == 2 * (STEPS - 4)
 
 
+@pytest.mark.slow
+def test_an_evaluation_is_broken_off_by_all_together(both: Path, tmp_path: Path) -> None:
+    """Ctrl-C that one process sees; the resumed run makes up for the evaluation, to the bit."""
+    folders = [tmp_path / name for name in ("interrupted", "run")]
+    interrupted = Run(str(folders[1]), args=SGD, interrupt=True, rank=1)
+    assert make_runs(tmp_path, [interrupted], processes=2) == 0
+    shutil.copytree(folders[1], folders[0])
+    for rank in (0, 1):
+        assert result(folders[0], rank)["rounds"] == [[2, 0], [2, 1], [2, 2], [4, 0], [4, 1]]
+    assert newest_whole(folders[0] / "checkpoints") == folders[0] / "checkpoints" / "checkpoint-4"
+    assert len(figures(folders[0], "eval_answer")) == 1
+    assert make_runs(tmp_path, [Run(str(folders[1]), args=SGD, resume=True)], processes=2) == 0
+    for rank in (0, 1):
+        assert [step for step, _ in result(folders[1], rank)["rounds"]] == [4] * 3 + [6] * 3
+        expected = figures(both / "batch norm", "eval_answer")
+        assert figures(folders[1], "eval_answer", rank) == expected
+    assert_close(adapter(both / "batch norm"), adapter(folders[1]), 0.0)
+
+
+def evaluate_and_train(rank: int, port: int, folder: str) -> None:
+    """One of two processes that judge, train and judge, as rows of a table do."""
+    torch.set_num_threads(1)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ.update(meeting, RANK=str(rank), WORLD_SIZE="2")
+    heard: list[list[int]] = []
+
+    def command() -> int:
+        for row in ("first", "second"):
+            connect()
+            heard.append(gather([rank]))
+            make_trainer(Path(folder, row), max_steps=1, disable_tqdm=True).train()
+        return 0
+
+    assert run_command(command) == 0
+    assert heard == [[0, 1]] * 2 and not dist.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_training_may_follow_an_evaluation(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(evaluate_and_train, (port, str(tmp_path)), nprocs=2)
+
+
 BLOCKS = {"fsdp_config": {"transformer_layer_cls_to_wrap": ["ResidualAttentionBlock"]}}
 ADAM = {**BLOCKS, "lr_scheduler_type": "constant"}
 SHARDED: dict[str, dict[str, Any]] = {
@@ -165,6 +218,9 @@ def test_with_parameters_spread_over_processes(alone: Path, tmp_path: Path) -> N
         for figure in ("loss", "grad_norm", "eval_answer"):
             assert figures(folder, figure) == pytest.approx(figures(same, figure), rel=1e-5)
         assert_close(adapter(same), adapter(folder), 1e-5)
+        # The model can be used after training, when it is the best one, of step 4.
+        best = figures(folder, "eval_answer")[1]
+        assert result(folder)["afterwards"] == pytest.approx(best, rel=1e-5)
         config = "bridger_config.json"
         assert (folder / config).read_text() == (same / config).read_text()
         assert not list((folder / "checkpoints" / "checkpoint-6").glob("*model*"))
@@ -210,6 +266,29 @@ def test_gathered_batch_norm_is_batch_norm(options: dict[str, Any], tmp_path: Pa
                 assert torch.allclose(found, expected, rtol=1e-12, atol=1e-10)
     for name, expected in plain.state_dict().items():
         assert torch.allclose(gathered.state_dict()[name], expected, rtol=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"), [("cpu", GatheredBatchNorm), ("cuda", nn.SyncBatchNorm)]
+)
+def test_modules_stay_while_their_class_changes(
+    device: str, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What FSDP knows, and brings together before a forward, are the model's own modules."""
+    monkeypatch.setattr(batch_norm, "is_running", lambda: True)
+    model = make_model()
+    modules, state = [*model.modules()], model.state_dict(keep_vars=True)
+    own = [type(module) for module in modules]
+    inside = batch_norm.synchronized_batch_norm(model, torch.device(device))
+    with pytest.raises(KeyError), inside:
+        assert all(m is module for m, module in zip(model.modules(), modules, strict=True))
+        norms = {type(m) for m, was in zip(modules, own, strict=True) if was is nn.BatchNorm2d}
+        assert norms == {kind}
+        raise KeyError
+    assert [type(module) for module in model.modules()] == own
+    assert not any("process_group" in vars(module) for module in modules)
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(state) and all(after[name] is state[name] for name in state)
 
 
 def test_processes_that_the_arguments_do_not_know_are_refused(

@@ -243,7 +243,10 @@ def test_every_process_runs_as_many_batches(
 ) -> None:
     """Where parameters are sharded, a forward that one process leaves out stops the others."""
     batches = len(plan_batches(data, 100, first_sentence=False))
-    runs, whole = [], type(model).encode
+    runs, reports, whole = [], [], type(model).encode
+
+    def reporting(*args: Any) -> None:
+        reports[-1] += 1
 
     def counting(*args: Any) -> Any:
         runs[-1] += 1
@@ -253,8 +256,9 @@ def test_every_process_runs_as_many_batches(
     for rank in range(2):
         runs.append(0)
         monkeypatch.setitem(evaluate.__globals__, "rank_and_world", lambda r=rank: (r, 2))
-        evaluate(model, data, batch_size=100)
-    assert batches % 2 == 1 and runs == [(batches + 1) // 2] * 2
+        reports.append(0)
+        evaluate(model, data, batch_size=100, report=reporting)
+    assert batches % 2 == 1 and runs == reports == [(batches + 1) // 2] * 2
 
 
 def judge_in_a_process(rank: int, world: int, folder: Path) -> None:

@@ -213,6 +213,17 @@ def test_arguments_say_what_the_recipe_does(tmp_path: Path) -> None:
     assert (four.warmup_steps, str(four.lr_scheduler_type.value)) == (1, "cosine")
 
 
+@pytest.mark.parametrize(("precision", "other"), [("float32", "bf16"), ("bf16", "no")])
+def test_the_recipe_s_precision_wins(
+    precision: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", other)  # as `accelerate launch` does
+    recipe = Recipe(precision=precision, report_to=())
+    args = recipe.arguments(tmp_path, evaluate=False, use_cpu=True)
+    accelerator = Trainer(nn.Linear(1, 1), args).accelerator
+    assert accelerator.mixed_precision == ("no" if precision == "float32" else precision)
+
+
 def test_the_batch_is_shared_among_devices() -> None:
     recipe = Recipe(batch_size=24, accumulation=2)
     assert arguments._per_device(recipe, SimpleNamespace(world_size=4)) == 3

@@ -8,17 +8,24 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers_training import adapter, assert_same, make_trainer
 from PIL import Image
 from torch.optim.lr_scheduler import LambdaLR
 
 from bridger.data import RefCOCO
+from bridger.data.collate import CACHE_BYTES
 from bridger.data.scenes import write_scenes
+from bridger.evaluation.generalized import generalized_ratios
+from bridger.evaluation.metrics import values_of
 from bridger.training import Recipe, train
-from bridger.training.run import has_checkpoint
+from bridger.training.callbacks import Interruption
+from bridger.training.recipe_checks import GENERALIZED_METRICS, METRICS
+from bridger.training.run import _check_metric, has_checkpoint
 
 HEAD = {"width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
 SMALL = Recipe(
@@ -101,6 +108,55 @@ def test_the_recipe_s_metric_chooses(scenes: Path, tmp_path: Path) -> None:
     values = {e["step"]: e["eval_oIoU"] for e in history if "eval_oIoU" in e}
     best = max(values, key=lambda step: values[step])
     assert_same(adapter(tmp_path / "checkpoints" / f"checkpoint-{best}"), adapter(tmp_path))
+
+
+def test_a_metric_that_the_data_cannot_give_is_refused_first(scenes: Path, tmp_path: Path) -> None:
+    recipe = SMALL.replace(metric="gIoU", towers="nowhere:to be found")
+    with pytest.raises(ValueError, match="metric='gIoU' needs .*: choose one of mIoU, .*P@0.9$"):
+        run(scenes, tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "meant", [(1, 1), (0, 0), (0, 1), (1, 2), (2, 2), (0, 2)], ids=lambda meant: str(meant)
+)
+def test_metrics_are_refused_where_they_are_not_defined(meant: tuple[int, ...]) -> None:
+    data: Any = [SimpleNamespace(ann_ids=tuple(range(count))) for count in meant]
+    areas = np.array([10 * count for count in meant])
+    given = values_of(generalized_ratios(areas, areas, areas)) if set(meant) != {1} else {}
+    for metric in METRICS:
+        if metric in given or metric not in GENERALIZED_METRICS:
+            _check_metric(metric, data)
+            continue
+        with pytest.raises(ValueError, match=f"metric='{metric}'") as refused:
+            _check_metric(metric, data)
+        names = str(refused.value).rpartition("one of ")[2].split(", ")
+        assert names == [n for n in METRICS if n in given or n not in GENERALIZED_METRICS]
+
+
+def test_evaluations_let_ctrl_c_of_other_processes_in(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(Interruption, "break_off", lambda self, device: calls.append(device))
+    run(scenes, tmp_path)
+    assert len(calls) == 2 and {device.type for device in calls} == {"cpu"}
+
+
+@pytest.mark.parametrize(("workers", "shares"), [(0, 1), (2, 2)])
+def test_workers_share_the_memory_for_pictures(
+    workers: int, shares: int, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made(Exception):
+        pass
+
+    def make(processor: Any, *, cache: int) -> Any:
+        assert cache == CACHE_BYTES // shares
+        raise Made
+
+    monkeypatch.setattr("bridger.training.run.RaggedRefCollator", make)
+    with pytest.raises(Made):
+        run(scenes, tmp_path, workers=workers)
 
 
 def test_the_scheduler_is_the_one_that_was_given(tmp_path: Path) -> None:

@@ -88,6 +88,9 @@ def test_the_best_adapter_by_the_score_is_kept(tmp_path: Path) -> None:
     )
     trainer.train()
     assert trainer.state.best_metric == 0.9
+    # How much a score judges is not known, and so neither its speed.
+    figures = [e for e in trainer.state.log_history if "eval_mIoU" in e]
+    assert [set(e) for e in figures] == [{"eval_mIoU", "eval_runtime", "epoch", "step"}] * 3
     assert_same(numbers(trainer.model), seen[1])
 
 

@@ -71,16 +71,16 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Judge, print the tables, and write what was asked for."""
-    from bridger.evaluation.ranks import connected
+    from bridger.evaluation.ranks import connect
     from bridger.evaluation.report import record, tables
     from bridger.training.distributed import is_main
 
     page = _check_places(args)
     splits = list(_splits(args))
-    with connected():
-        model = load_model(args.adapter, args.towers)
-        started = time.monotonic()
-        judged = [pair for split in splits for pair in _judge(model, split, args)]
+    connect()
+    model = load_model(args.adapter, args.towers)
+    started = time.monotonic()
+    judged = [pair for split in splits for pair in _judge(model, split, args)]
     evaluations = [evaluation for _, evaluation in judged]
     for table in tables(evaluations, str(args.adapter)):
         say(*table.lines(), "")

@@ -49,8 +49,9 @@ def evaluate(
         first_sentence: take the first sentence of every ref only, as the reference does to choose
             a checkpoint; by default every sentence counts, as in its tests.
         head: which head answers, where there are several.
-        report: called with how many expressions of this process's share are done, of how many,
-            and their mean IoU so far.
+        report: called after every batch with how many expressions of this process's share are
+            done, of how many, and their mean IoU so far; by every process of a distributed run
+            as often as by the others.
 
     Raises:
         RuntimeError: the model has no processor.
@@ -127,13 +128,12 @@ def _run(judge: Judge, batches: list[Batch], report: Report | None) -> list[_Jud
         # Where parameters are sharded, every forward needs all processes: those for whom no batch
         # is left in the last round repeat one, which does not count.
         cases, loss = judge(batches[min(number, len(batches) - 1)])
-        if number >= len(batches):
-            break
-        judged.append(_Judged(number, cases, loss))
-        done += len(cases)
-        for case in cases:
-            both, predicted = case.intersections[0], case.predicted[0]
-            ious += both / (predicted + case.area - both + EPSILON)
+        if number < len(batches):
+            judged.append(_Judged(number, cases, loss))
+            done += len(cases)
+            for case in cases:
+                both, predicted = case.intersections[0], case.predicted[0]
+                ious += both / (predicted + case.area - both + EPSILON)
         if report is not None:
-            report(done, total, ious / done)
+            report(done, total, ious / max(done, 1))
     return judged

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,11 +11,14 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+def is_connected() -> bool:
+    """Whether this process belongs to a group of processes."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank_and_world() -> tuple[int, int]:
     """Return this process's number and how many there are; (0, 1) outside a distributed run."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    return (dist.get_rank(), dist.get_world_size()) if is_connected() else (0, 1)
 
 
 def gather(mine: list[T]) -> list[T]:
@@ -30,19 +31,14 @@ def gather(mine: list[T]) -> list[T]:
     return [item for part in parts for item in part]
 
 
-@contextmanager
-def connected() -> Iterator[None]:
+def connect() -> None:
     """Connect the processes that a launcher such as torchrun started, each with its own GPU.
 
-    A process that was started alone, or is connected already, is left as it is.
+    A process that was started alone, or is connected already, is left as it is. They stay
+    connected, since what comes next may need it: `bridger.__main__.run` ends that.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_connected():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

@@ -39,6 +39,9 @@ def training_arguments(
         raise ValueError(
             "precision='fp16' needs an accelerator, and none is there: choose 'bf16' or 'float32'"
         )
+    # What a launcher or an earlier run has left there would silently win.
+    chosen = next((name for name in ("fp16", "bf16") if options[name]), "no")
+    os.environ["ACCELERATE_MIXED_PRECISION"] = chosen
     args = TrainingArguments(**options)
     if "per_device_train_batch_size" not in changes:
         # How many devices there are is known only now.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from copy import copy
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,66 +17,57 @@ from bridger.training.distributed import is_running
 
 
 @contextmanager
-def synchronized_batch_norm(model: BridgedModel) -> Iterator[None]:
+def synchronized_batch_norm(model: BridgedModel, device: torch.device) -> Iterator[None]:
     """Let the BatchNorm of Bridgers and heads take its statistics over all processes.
 
     As with one process and the whole batch, so that a run does not depend on how many devices
-    share it. Inside, stand-ins hold the modules' own tensors under their own names; afterwards
-    the modules are back. Towers are in eval mode, where nothing is normalised by the batch, but
-    for `trainable="statistics"`: there stand-ins run in views of the towers.
+    share it. Inside, modules are of another class and afterwards of their own again. Towers are
+    in eval mode, where nothing is normalised by the batch, but for `trainable="statistics"`:
+    there copies run in views of the towers.
+
+    Args:
+        model: the model that is trained.
+        device: where.
     """
     if not is_running():
         yield
         return
-    stand_ins: dict[_BatchNorm, _BatchNorm] = {}
     encoder: Any = model.encoder
     own: tuple[Any, ...] = (encoder.bridgers, encoder.dense, model.heads)
-    parts = [part for part in own if part is not None]
-    parents: list[nn.Module] = [module for part in parts for module in part.modules()]
-    places = [
-        (parent, name, child)
-        for parent in parents
-        for name, child in parent.named_children()
-        if isinstance(child, _BatchNorm)
-    ]
-    for parent, name, child in places:
-        if child not in stand_ins:
-            stand_ins[child] = _stand_in(child)
-        setattr(parent, name, stand_ins[child])
-    encoder.tower_tensors.stand_in = cache(_stand_in_of_tower)
+    norms = {m: type(m) for part in own if part is not None for m in part.modules() if _is_plain(m)}
+    for norm in norms:
+        _synchronize(norm, device)
+    encoder.tower_tensors.stand_in = cache(partial(_stand_in, device=device))
     try:
         yield
     finally:
         encoder.tower_tensors.stand_in = None
-        for parent, name, child in places:
-            _hand_over(stand_ins[child], child)
-            setattr(parent, name, child)
+        for norm, kind in norms.items():
+            norm.__class__ = kind
+            vars(norm).pop("process_group", None)
 
 
-def _stand_in_of_tower(norm: nn.Module) -> nn.Module:
+def _is_plain(module: nn.Module) -> bool:
     # What a library has made of BatchNorm may do more (timm's activates too): it stays as it is,
     # and DDP hands the first process's statistics on as it does with buffers.
-    plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return _stand_in(norm) if plain and isinstance(norm, _BatchNorm) else norm
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def _stand_in(norm: _BatchNorm) -> _BatchNorm:
-    on_gpu = any(tensor.is_cuda for tensor in (*norm.parameters(), *norm.buffers()))
-    kind: type[Any] = nn.SyncBatchNorm if on_gpu else GatheredBatchNorm
-    made: _BatchNorm = kind(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-    )
-    _hand_over(norm, made)
+def _stand_in(norm: nn.Module, device: torch.device) -> nn.Module:
+    """Return what runs in place of a tower's BatchNorm; it shares its tensors."""
+    if not _is_plain(norm):
+        return norm
+    made = copy(norm)
+    _synchronize(made, device)
     return made
 
 
-def _hand_over(source: _BatchNorm, target: _BatchNorm) -> None:
-    """Make the target hold the very tensors of the source, which may have moved meanwhile."""
-    for name, parameter in source.named_parameters():
-        setattr(target, name, parameter)
-    for name, buffer in source.named_buffers():
-        setattr(target, name, buffer)
-    target.train(source.training)
+def _synchronize(norm: nn.Module, device: torch.device) -> None:
+    if device.type == "cuda":
+        norm.__class__ = nn.SyncBatchNorm
+        vars(norm)["process_group"] = None  # which stands for all
+    else:
+        norm.__class__ = GatheredBatchNorm
 
 
 class GatheredBatchNorm(_BatchNorm):

@@ -1,4 +1,4 @@
-"""What happens around the Trainer's steps: Ctrl-C that saves, the best checkpoint."""
+"""What happens around the Trainer's steps: Ctrl-C that saves, evaluations, the best checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,23 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
 
     A checkpoint in the middle of a step would lack a part of it, and resuming would not equal
     the run that nobody interrupted. A second Ctrl-C does not wait, and saves nothing. Between
-    steps (`between_steps`, an evaluation) the first one acts at once.
+    steps (`between_steps`, an evaluation) the first one acts at once; a resumed run makes up for
+    what was broken off.
 
-    Several processes stop after the same step, whichever of them was told. Since none may leave
-    the others waiting, they end an evaluation first.
+    Several processes stop after the same step, whichever of them was told, and leave an
+    evaluation after the same round of batches, where they `break_off` together.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.between_steps = False
+        self.may_save = False  # whether the KeyboardInterrupt came where a checkpoint is whole
         self._since = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Handle SIGINT inside, where that is this thread's business."""
-        self.requested = self.between_steps = False
+        self.requested = self.between_steps = self.may_save = False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -48,32 +50,58 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+            self.requested = False
 
     def _on_signal(self, signum: int, frame: Any) -> None:
         together, now = distributed.is_running(), time.monotonic()
         if self.requested and together and now - self._since < ONE_KEYSTROKE:
             return
-        if self.requested or (self.between_steps and not together):
+        if self.requested:
             raise KeyboardInterrupt
         self.requested, self._since = True, now
+        if self.between_steps and not together:
+            self.may_save = True
+            raise KeyboardInterrupt
         if distributed.is_main():
-            what = "evaluation" if self.between_steps else "step"
-            print(f"\nstopping after this {what} (Ctrl-C again: at once, unsaved)", file=sys.stderr)
+            what = "in this evaluation" if self.between_steps else "after this step"
+            print(f"\nstopping {what} (Ctrl-C again: at once, unsaved)", file=sys.stderr)
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether some process was told to stop; all must ask together, and all know then."""
+        self.requested = distributed.any_of(self.requested, device)
+        return self.requested
+
+    def break_off(self, device: torch.device) -> None:
+        """Leave an evaluation that several processes share; each must call it as often.
+
+        A launcher kills processes that go on for long after its Ctrl-C (torchrun after 30 s).
+
+        Raises:
+            KeyboardInterrupt: some process was told to stop.
+        """
+        if self.between_steps and distributed.is_running() and self.agreed(device):
+            self.may_save = True
+            raise KeyboardInterrupt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Stop and save where Ctrl-C was pressed."""
         self._stop_if_requested(args, control)
         return control
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Leave out the evaluation that ends an epoch."""
+        if self.requested:
+            control.should_evaluate = False
+        return control
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Do the same after an evaluation, which several processes end first."""
+        """Do as after a step where several processes did not break off."""
         if distributed.is_running():
             self._stop_if_requested(args, control)
         return control
 
     def _stop_if_requested(self, args: Any, control: Any) -> None:
-        self.requested = distributed.any_of(self.requested, args.device)
-        if self.requested:
+        if self.agreed(args.device):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
@@ -97,7 +125,33 @@ class BestCheckpoint(TrainerCallback):  # type: ignore[misc]
             state.best_model_checkpoint = str(folder) if folder.is_dir() else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Evaluate the last step, wherever it falls."""
-        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+        """Evaluate the last step, wherever it falls; the last epoch's end is evaluated anyway."""
+        if state.global_step >= state.max_steps and args.eval_strategy == "steps":
             control.should_evaluate = True
         return control
+
+
+class MissedEvaluation(TrainerCallback):  # type: ignore[misc]
+    """Evaluates the step that a run was interrupted at, before the resumed run goes on.
+
+    Args:
+        make_up: evaluates what the model is now, and finds out whether it is the best.
+    """
+
+    def __init__(self, make_up: Callable[[], None]) -> None:
+        self.make_up = make_up
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate where the undisturbed run has done so at this step."""
+        if _is_due(args, state):
+            self.make_up()
+
+
+def _is_due(args: Any, state: Any) -> bool:
+    """Whether the step that a run has come to is one that it evaluates."""
+    step = state.global_step
+    if step == 0 or args.eval_strategy == "no":
+        return False
+    now, every = (state.epoch, 1) if args.eval_strategy == "epoch" else (step, state.eval_steps)
+    on_time: bool = now % every == 0 and now >= (args.eval_delay or 0)
+    return on_time or step >= state.max_steps

@@ -10,24 +10,22 @@ import os
 import torch
 from torch import distributed
 
+from bridger.evaluation.ranks import is_connected, rank_and_world
+
 
 def is_running() -> bool:
     """Whether several processes train together and are connected by now."""
-    return distributed.is_available() and distributed.is_initialized() and world_size() > 1
+    return rank_and_world()[1] > 1
 
 
 def world_size() -> int:
     """Return the number of processes, from the launcher's environment where none are connected."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size()
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return rank_and_world()[1] if is_connected() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """Return this process's number, from the launcher's environment where none are connected."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))
+    return rank_and_world()[0] if is_connected() else int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:

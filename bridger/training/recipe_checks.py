@@ -14,16 +14,8 @@ if TYPE_CHECKING:
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "multistep")
 OPTIMIZERS = ("adamw", "adam")
 PRECISIONS = ("float32", "bf16", "fp16")
-AUGMENTATIONS = ("flip", "colour", "crop")
-METRICS = (
-    "mIoU",
-    "oIoU",
-    *(f"P@0.{tenth}" for tenth in range(5, 10)),
-    "gIoU",
-    "cIoU",
-    "N-acc",
-    "T-acc",
-)
+GENERALIZED_METRICS = ("gIoU", "cIoU", "N-acc", "T-acc")
+METRICS = ("mIoU", "oIoU", *(f"P@0.{tenth}" for tenth in range(5, 10)), *GENERALIZED_METRICS)
 AIMS = ("metric", "source", "splits")
 
 _COUNTS = ("batch_size", "accumulation", "expressions")
@@ -52,8 +44,7 @@ def check_recipe(recipe: Recipe) -> None:
     _check_kinds(recipe)
     for name, known in _CHOICES.items():
         _check_known(name, getattr(recipe, name), known)
-    for part in recipe.augment:
-        _check_known("augment", part, AUGMENTATIONS)
+    _check_augment(recipe.augment)
     _check_datasets(recipe.datasets)
     _check_aims(recipe.aims)
     _check_optimizer(recipe)
@@ -105,6 +96,13 @@ def _check_kinds(recipe: Recipe) -> None:
             raise ValueError(f"{name} must be a list of names, got {words!r}")
     if not (recipe.bridgers is None or isinstance(recipe.bridgers, str)):
         raise ValueError(f"bridgers must be a preset's name or null, got {recipe.bridgers!r}")
+
+
+def _check_augment(names: Sequence[str]) -> None:
+    from bridger.data.augment import AUGMENTATIONS
+
+    for name in names:
+        _check_known("augment", name, AUGMENTATIONS)
 
 
 def _check_datasets(names: Sequence[str]) -> None:

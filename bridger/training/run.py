@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bridger.data import RaggedRefCollator, RefCollator, ReferringDataset, Sample
+from bridger.data.collate import CACHE_BYTES
 from bridger.evaluation.evaluate import evaluate
 from bridger.training import distributed
 from bridger.training.checkpoints import newest_whole, remove_unfinished
 from bridger.training.pairs import load_towers
 from bridger.training.pictures_log import PredictionPictures
+from bridger.training.recipe_checks import GENERALIZED_METRICS, METRICS
 from bridger.training.recipes import Recipe
 from bridger.training.schedule import Schedule
 from bridger.training.trainer import BridgerTrainer
@@ -61,13 +63,15 @@ def train(
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
         FileNotFoundError: there is nothing to resume, or pictures are missing.
-        ValueError: the run in `out` followed another recipe, or this machine cannot run it.
+        ValueError: the validation split cannot give the recipe's metric, the run in `out` followed
+            another recipe, or this machine cannot run it.
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     out = Path(out)
     for split in (data, validation):
         if split is not None:
             split.require_pictures()
+    _check_metric(recipe.metric, validation)
     args = _arguments(recipe, data, out, validation is not None, quiet, workers)
     _prepare(out, recipe, resume)
     model = recipe.build(*load_towers(recipe.towers))
@@ -112,6 +116,22 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
         recipe.save(out / RECIPE_FILE)
 
 
+def _check_metric(metric: str, validation: ReferringDataset | None) -> None:
+    """Refuse a metric that the validation split cannot give."""
+    if validation is None or metric not in GENERALIZED_METRICS:
+        return
+    meant = {len(validation[index].ann_ids) for index in range(len(validation))}
+    generalized = bool(meant - {1})
+    given = {"N-acc": 0 in meant, "T-acc": generalized and meant != {0}}
+    if not given.get(metric, generalized):
+        of_one = [name for name in METRICS if name not in GENERALIZED_METRICS]
+        names = [*of_one, *(n for n in GENERALIZED_METRICS if given.get(n, generalized))]
+        raise ValueError(
+            f"metric={metric!r} needs expressions that mean nothing, one object or several, of a "
+            f"kind that {validation!r} does not have: choose one of {', '.join(names)}"
+        )
+
+
 def _items(recipe: Recipe, data: ReferringDataset) -> int:
     """Return how many items an epoch has."""
     return len(data) if recipe.expressions == 1 else len(data.pictures())
@@ -150,15 +170,20 @@ def _make_trainer(
             f"no processor could be inferred from the towers {recipe.towers!r}: build the model "
             f"with a Processor of your own and train it with BridgerTrainer"
         )
-    collator: Any = RaggedRefCollator(model.processor)
+    # Every worker keeps pictures of its own.
+    cache = CACHE_BYTES // max(1, args.dataloader_num_workers)
+    collator: Any = RaggedRefCollator(model.processor, cache=cache)
     if recipe.expressions == 1:
-        collator = _Single(RefCollator(model.processor))
+        collator = _Single(RefCollator(model.processor, cache=cache))
 
     def score(judged: BridgedModel) -> dict[str, float]:
         if validation is None:
             raise RuntimeError("this run has no validation split to judge the model on")
-        report = trainer.progress.judging
         return evaluate(judged, validation, first_sentence=True, report=report).figures()
+
+    def report(done: int, total: int, so_far: float) -> None:
+        trainer.progress.judging(done, total, so_far)
+        trainer.interruption.break_off(args.device)
 
     trainer = BridgerTrainer(
         model,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
-from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import SCHEDULER_NAME
@@ -23,8 +21,9 @@ from bridger.model import BridgedModel
 from bridger.sharded import gathered
 from bridger.training import distributed
 from bridger.training.batch_norm import synchronized_batch_norm
-from bridger.training.callbacks import BestCheckpoint, Interruption, OwnChance
+from bridger.training.callbacks import BestCheckpoint, Interruption, MissedEvaluation, OwnChance
 from bridger.training.checkpoints import newest_whole, remove_unfinished
+from bridger.training.devices import check_devices, own_forward, prepare_sharding
 from bridger.training.progress import Progress
 from bridger.training.rates import Scheduler
 
@@ -51,7 +50,9 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
             "bridgers", "tower_tensors", "peft", the heads' names. Others train at
             `args.learning_rate`.
         score: judges the model in place of the Trainer's own evaluation loop; its figures are
-            reported with the prefix "eval_", and one may be `args.metric_for_best_model`.
+            reported with the prefix "eval_", and one may be `args.metric_for_best_model`. Of
+            several processes each calls it; where it takes long, it lets Ctrl-C in by calling
+            `interruption.break_off(args.device)` as often in each.
         scheduler: makes the schedule of rates from the optimiser and the number of updates; by
             default `args.lr_scheduler_type` names it.
         in_order: take the training data in its own order, instead of shuffling it.
@@ -77,7 +78,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         for name in learning_rates or {}:
             if name not in parts:
                 raise ValueError(f"nothing trained is called {name!r}: {did_you_mean(name, parts)}")
-        _check_devices(args)
+        check_devices(args)
         self.learning_rates = dict(learning_rates or {})
         self.score = score
         self.scheduler = scheduler
@@ -86,7 +87,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
             # The Trainer wants something to evaluate; `score` brings its own pictures.
             kwargs["eval_dataset"] = _Nothing()
         super().__init__(model=model, args=args, **kwargs)
-        self._prepare_sharding()
+        prepare_sharding(self)
         # Without this the loss of an evaluation is silently dropped.
         self.label_names = ["labels"]
         # `compute_loss` weighs accumulated batches itself; the Trainer shall not divide again.
@@ -94,28 +95,10 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         self.interruption, self.progress = Interruption(), Progress()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        for callback in (OwnChance(), BestCheckpoint(), self.interruption):
+        missed = MissedEvaluation(self._make_up_evaluation)
+        shown = () if args.disable_tqdm else (self.progress,)
+        for callback in (OwnChance(), *shown, missed, BestCheckpoint(), self.interruption):
             self.add_callback(callback)
-        if not args.disable_tqdm:
-            self.add_callback(self.progress)
-
-    def _prepare_sharding(self) -> None:
-        """Make FSDP fit the model, or refuse it."""
-        asked = self.args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if asked and not self.is_fsdp_enabled:
-            raise ValueError(
-                "accelerate has no FSDP on the CPU, and would train without: drop fsdp"
-            )
-        if not self.is_fsdp_enabled:
-            return
-        plugin = self.accelerator.state.fsdp_plugin
-        if getattr(plugin, "fsdp_version", 1) != 2:
-            raise ValueError("bridged models need FSDP2 (fsdp_version 2, from accelerate 1.6 on)")
-        # It cannot shard scalars, such as CLIP's temperature.
-        scalars = nn.ParameterList(p for p in self.model.parameters() if p.ndim == 0)
-        plugin.ignored_modules = [*(plugin.ignored_modules or ()), scalars]
-        # Every process has the towers; to drop and send them would tear them from the user's.
-        plugin.cpu_ram_efficient_loading = False
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train as Trainer does; Ctrl-C saves a checkpoint.
@@ -131,18 +114,23 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest_checkpoint()
-        model = self.model
-        with self.interruption.watching(), synchronized_batch_norm(model), _own_forward(model):
+        self._made_up = 0
+        model, device = self.model, self.args.device
+        synchronized = synchronized_batch_norm(model, device)
+        with self.interruption.watching(), synchronized, own_forward(model):
             try:
                 result = super().train(resume_from_checkpoint or None, **kwargs)
+                if self.interruption.agreed(device):
+                    raise KeyboardInterrupt
             except KeyboardInterrupt:
-                if self.interruption.between_steps and not distributed.is_running():
+                # The step whose evaluation is made up for has its checkpoint.
+                if self.interruption.may_save and self.state.global_step > self._made_up:
                     self._save_checkpoint(self.model, trial=None)
+                    # A launcher ends the others when it sees one of them end.
+                    distributed.wait_for_all()
                 raise
             finally:
                 self.progress.close()
-        if self.interruption.requested:
-            raise KeyboardInterrupt
         return result
 
     def _newest_checkpoint(self) -> str:
@@ -215,6 +203,9 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as Trainer does, with the rate of each part where rates are set by part."""
+        if self.score is not None:  # how much it judges is not known here, nor its speed
+            for name in [n for n in logs if n.startswith("eval_") and n.endswith("_per_second")]:
+                del logs[name]
         if "learning_rate" in logs and self.learning_rates:
             logs = {**logs, **self._rates}
         super().log(logs, *args, **kwargs)
@@ -230,8 +221,10 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as Trainer does; Ctrl-C need not wait for the end."""
         self.interruption.between_steps = True
+        # DataLoaders draw numbers, which a run must not miss where it makes up for an evaluation.
+        chance = torch.random.fork_rng(devices=[])
         try:
-            with self.progress.evaluating(self.args, self.state), gathered(self.model):
+            with self.progress.evaluating(self.args, self.state), gathered(self.model), chance:
                 metrics: dict[str, float] = super().evaluate(*args, **kwargs)
         except KeyboardInterrupt:
             raise
@@ -240,6 +233,16 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
             raise
         self.interruption.between_steps = False
         return metrics
+
+    def _make_up_evaluation(self) -> None:
+        """Evaluate the step that the run is resumed at, unless its figures are there."""
+        self._made_up = self.state.global_step
+        entries = [e for e in self.state.log_history if e.get("step") == self._made_up]
+        metrics = {name: e[name] for e in entries for name in e if name.startswith("eval_")}
+        chooses = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        if not metrics or (chooses and f"eval_{chooses}" not in metrics):
+            metrics = self._evaluate(None, None)
+        self._determine_best_metric(metrics, None)
 
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -261,6 +264,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: list[str] | None = None,
     ) -> Any:
         """Keep each head's own output out of what is gathered: logits stand beside it."""
+        self.interruption.break_off(self.args.device)
         ignored = [*(ignore_keys or []), "heads"]
         return super().prediction_step(model, inputs, prediction_loss_only, ignored)
 
@@ -304,36 +308,6 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         _, tensors = checkpoint.read(folder)
         with torch.no_grad():
             checkpoint.load_adapter_tensors(model, tensors, os.fspath(folder))
-
-
-def _check_devices(args: Any) -> None:
-    """Refuse what would go wrong later or silently."""
-    if args.fp16 and args.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU, whose scaler it relies on: on the CPU, use bf16")
-    if distributed.world_size() != args.world_size:
-        raise ValueError(
-            f"{distributed.world_size()} processes were launched, but TrainingArguments know "
-            f"{args.world_size}: on the CPU, set use_cpu=True"
-        )
-    if args.device.type == "cpu":
-        # transformers 4 loads the optimiser's state to "cpu:0", which torch does not know.
-        vars(args)["_setup_devices"] = torch.device("cpu")
-    if args.n_gpu > 1:
-        # DataParallel copies modules between threads, hooks and all: one process per GPU.
-        args._n_gpu = 1
-
-
-@contextmanager
-def _own_forward(model: BridgedModel) -> Iterator[None]:
-    """Take off the forward that accelerate puts on a model for mixed precision."""
-    own = vars(model).get("forward")
-    try:
-        yield
-    finally:
-        vars(model).pop("_original_forward", None)
-        vars(model).pop("forward", None)
-        if own is not None:
-            vars(model)["forward"] = own
 
 
 def _expressions(batch: Mapping[str, Any]) -> int:
