@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange
+from helpers_deaths import die_at
 from helpers_towers import PAIRS, ids, images
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
+from bridger.__main__ import run as run_command
 from bridger.config import Config
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import in_eval_mode
@@ -38,6 +40,8 @@ SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
 HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
 STEPS = 6
 """Updates of a run; every second one leaves a checkpoint."""
+INTERRUPTED = [(2, 0), (2, 1), (2, 2), (4, 0), (4, 1)]
+"""Steps and rounds of evaluations until a run gets Ctrl-C."""
 
 
 class Pictures(Dataset[dict[str, Tensor]]):
@@ -157,7 +161,7 @@ class Run:
         resume: from the last checkpoint.
         die: where a process kills itself, see `die_at`; "": nowhere.
         rank: which one.
-        interrupt: that process gets Ctrl-C in the second of three rounds of step 4's evaluation.
+        interrupt: that process gets Ctrl-C after `INTERRUPTED`, in the second of three rounds.
     """
 
     folder: str
@@ -185,7 +189,7 @@ class Run:
             for number in range(3):
                 rounds.append((trainer.state.global_step, number))
                 me = distributed.rank() == self.rank
-                if self.interrupt and me and rounds[-1] == (4, 1):
+                if self.interrupt and me and rounds == INTERRUPTED:
                     os.kill(os.getpid(), signal.SIGINT)
                 trainer.interruption.break_off(trainer.args.device)
             nearness = -abs(trainer.state.global_step - 4)
@@ -217,7 +221,8 @@ class Run:
             assert self.interrupt and not self.resume
         trainer.save_model(self.folder)
         result: dict[str, Any] = {"seen": seen, "history": [*trainer.state.log_history]}
-        result |= {"rounds": [*rounds], "afterwards": trainer.evaluate()["eval_answer"]}
+        result["rounds"] = [*rounds]
+        result["afterwards"] = trainer.evaluate()["eval_answer"]
         result["modules"] = [type(module).__name__ for module in model.modules()]
         Path(self.folder, f"result-{distributed.rank()}.json").write_text(json.dumps(result))
 
@@ -252,68 +257,6 @@ def _collate(items: list[dict[str, Tensor]], seen: list[int]) -> dict[str, Tenso
     return batch
 
 
-def die_at(place: str, trainer: BridgerTrainer) -> None:
-    """Let the process kill itself, so that nothing can prevent or follow it.
-
-    Args:
-        place: "step 5": in the middle of that step. "adapter", "optimizer", "state": while the
-            checkpoint of step 4 is written; there is that file of it as the last one, the latter
-            two only half. "deleting": while step 6 deletes the checkpoint of step 2.
-        trainer: the run.
-    """
-    if place.startswith("step "):
-        trainer.add_callback(_DieInStep(int(place.removeprefix("step "))))
-    elif place in ("adapter", "optimizer"):
-        save = trainer._save_optimizer_and_scheduler
-
-        def save_in_part(folder: str) -> None:
-            if trainer.state.global_step == 4:
-                if place == "optimizer":
-                    save(folder)
-                    _halve(Path(folder, "optimizer.pt"))
-                die()
-            save(folder)
-
-        trainer._save_optimizer_and_scheduler = save_in_part
-    elif place == "state":
-        write = TrainerState.save_to_json
-
-        def write_half(state: TrainerState, path: str) -> None:
-            write(state, path)
-            if state.global_step == 4:
-                _halve(Path(path))
-                die()
-
-        TrainerState.save_to_json = write_half
-    else:
-        delete = shutil.rmtree
-
-        def delete_half(folder: Any, *args: Any, **kwargs: Any) -> None:
-            if Path(folder).name == "checkpoint-2":
-                Path(folder, "optimizer.pt").unlink()
-                die()
-            delete(folder, *args, **kwargs)
-
-        shutil.rmtree = delete_half
-
-
-class _DieInStep(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 == self.step:
-            die()
-
-
-def _halve(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def make_runs(folder: Path, runs: list[Run], *flags: str, processes: int = 1) -> int:
     """Make the runs in another process, or in several under torchrun; return its exit code.
 
@@ -333,7 +276,7 @@ def make_runs(folder: Path, runs: list[Run], *flags: str, processes: int = 1) ->
     return subprocess.run(command, env=environment, timeout=300).returncode
 
 
-def main(told: str, *flags: str) -> None:
+def main(told: str, *flags: str) -> int:
     torch.set_num_threads(1)
     if "--sharded" in flags:
         take_cpus_for_devices()
@@ -349,6 +292,7 @@ def main(told: str, *flags: str) -> None:
         else:
             died = os.waitpid(child, 0)[1] == signal.SIGKILL
             assert died == bool(run.die), run
+    return 0
 
 
 def take_cpus_for_devices() -> None:
@@ -365,4 +309,4 @@ def take_cpus_for_devices() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(run_command(partial(main, *sys.argv[1:])))
