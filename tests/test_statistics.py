@@ -316,7 +316,7 @@ def shared_step(rank: int, folder: str) -> None:
     torch.manual_seed(0)
     encoder = attach(open_clip_resnet(SIZE), None, connect=True)
     model = encoder.with_head(ReferringSegmentationHead, **HEAD).train()
-    with synchronized_batch_norm(model):
+    with synchronized_batch_norm(model, torch.device("cpu")):
         features = encoder(*batch_of(rank))
     torch.save((model.adapter_state_dict(), features.maps[-1]), f"{folder}/{rank}.pt")
     assert encoder.tower_tensors.stand_in is None

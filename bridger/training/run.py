@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,19 +64,20 @@ def train(
     Raises:
         FileExistsError: `out` holds a run and `resume` was not asked for.
         FileNotFoundError: there is nothing to resume, or pictures are missing.
-        ValueError: the validation split cannot give the recipe's metric, the run in `out` followed
-            another recipe, or this machine cannot run it.
+        ValueError: the validation split cannot give the recipe's metric, the towers know no word
+            of a sentence, the run in `out` followed another recipe, or this machine cannot run it.
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
     out = Path(out)
-    for split in (data, validation):
-        if split is not None:
-            split.require_pictures()
+    splits = [split for split in (data, validation) if split is not None]
+    for split in splits:
+        split.require_pictures()
     _check_metric(recipe.metric, validation)
     args = _arguments(recipe, data, out, validation is not None, quiet, workers)
     _prepare(out, recipe, resume)
     model = recipe.build(*load_towers(recipe.towers))
     try:
+        _check_words(model, splits)
         trainer = _make_trainer(model, recipe, args, data, out, validation)
         trainer.train(resume_from_checkpoint=resume or None)
     except BaseException:
@@ -116,13 +118,31 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
         recipe.save(out / RECIPE_FILE)
 
 
+def _check_words(model: BridgedModel, splits: list[ReferringDataset]) -> None:
+    """Refuse sentences of which the tokenizer knows nothing, before one of them ends the run."""
+    if model.processor is None:
+        return
+    for split in splits:
+        for sample in split:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of long ones, which are cut
+                    model.processor.text(sample.sentences)
+            except ValueError as error:
+                raise ValueError(
+                    f"ref {sample.ref_id} of {split!r}: {error}; leave it out, or choose towers "
+                    f"that read such words"
+                ) from error
+
+
 def _check_metric(metric: str, validation: ReferringDataset | None) -> None:
     """Refuse a metric that the validation split cannot give."""
     if validation is None or metric not in GENERALIZED_METRICS:
         return
     meant = {len(validation[index].ann_ids) for index in range(len(validation))}
     generalized = bool(meant - {1})
-    given = {"N-acc": 0 in meant, "T-acc": generalized and meant != {0}}
+    shown = generalized and meant != {0}  # whether there is a mask to find
+    given = {"N-acc": 0 in meant, "T-acc": shown, "cIoU": shown}
     if not given.get(metric, generalized):
         of_one = [name for name in METRICS if name not in GENERALIZED_METRICS]
         names = [*of_one, *(n for n in GENERALIZED_METRICS if given.get(n, generalized))]
