@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers_coco import ref, write_pictures, write_refs
-from helpers_own_data import write_own_data
+from helpers_own_data import read_lines, write_lines, write_own_data
 
 from bridger.cli import main, train
 from bridger.data import Mixed, ReferringDataset
@@ -275,3 +275,15 @@ def test_train_resume_evaluate(run: Run, scenes: Path, tmp_path: Path) -> None:
     assert [result["split"] for result in figures] == ["val", "val", "testA", "testB"]
     names = {"mIoU", "oIoU", *(f"P@0.{i}" for i in range(5, 10))}
     assert all(set(result["metrics"]) == names for result in figures)
+
+
+def test_words_that_no_tokenizer_knows_are_said_before_training(run: Run, tmp_path: Path) -> None:
+    write_own_data(tmp_path / "own")
+    lines = read_lines(tmp_path / "own" / "train.jsonl")
+    lines[3]["sentence" if "sentence" in lines[3] else "sentences"] = (
+        "左の丸" if "sentence" in lines[3] else ["左の丸"]
+    )
+    write_lines(tmp_path / "own" / "train.jsonl", lines)
+    code, _, err = run("train", "--data", tmp_path / "own", "--out", tmp_path / "out", "--steps", 2)
+    assert code == 1 and "'左の丸' holds no word that the tokenizer knows; leave it out" in err
+    assert "folder train" in err and not (tmp_path / "out" / "checkpoints").exists()

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         _write(args, page, model, judged)
     return {
         "adapter": str(args.adapter),
+        "data": str(args.data),
         "threshold": args.threshold,
         "results": [record(evaluation) for evaluation in evaluations],
     }

@@ -123,7 +123,7 @@ def _check_words(model: BridgedModel, splits: list[ReferringDataset]) -> None:
     if model.processor is None:
         return
     for split in splits:
-        for sample in split:
+        for sample in (split[index] for index in range(len(split))):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of long ones, which are cut

@@ -16,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bridger.__main__ import run
 from bridger.cli.main import build_parser
 from bridger.cli.main import main as bridger
 from bridger.cli.train import recipe_from
@@ -74,4 +75,4 @@ def other_recipe(train: list[str], folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))
