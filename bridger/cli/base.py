@@ -104,6 +104,20 @@ def add_towers_option(parser: argparse.ArgumentParser) -> None:
 def towers_of(adapter: Path, given: str | None) -> str:
     """Return the towers of an adapter: those given, or what the recipe beside it says."""
     recipe = adapter / "recipe.json"
+    if given is not None or not recipe.is_file():
+        return given or "tiny"
+    name: str = json.loads(recipe.read_text()).get("towers", "tiny")
+    return name
+
+
+def datasets_of(adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:
+    """Return the data sets to judge an adapter on: those given, or those of its recipe in `root`.
+
+    Where neither names one, [None]: the only one that is there.
+    """
+    from bridger.data.catalog import data_sets
+
+    recipe = adapter / "recipe.json"
     names: list[str | None] = list(given or ())
     if given is None and recipe.is_file():
         there = data_sets(root)
