@@ -13,10 +13,11 @@ it an `experimental_config` with `profile_all_threads=True` to see what the towe
 
 from __future__ import annotations
 
-import functools
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeVar
 
 import torch
@@ -120,7 +121,7 @@ def _autocast(device: str) -> tuple[str, bool, torch.dtype, bool]:
 # One number per autograd node, counted in every thread on its own. Backward runs the ready node
 # with the highest number first, so numbers decide in which order gradients of a tensor with several
 # users are added up, and thus their last bit.
-MOST_TO_COUNT = 1 << 20  # about a second's worth; see `count_up_to`
+MOST_TO_COUNT = 1 << 27  # about 20 seconds' worth; see `count_up_to`
 
 
 def autograd_count() -> int:
@@ -131,20 +132,14 @@ def autograd_count() -> int:
 def count_up_to(count: int) -> None:
     """Lets the calling thread's count of autograd nodes reach `count`, if it is behind.
 
-    torch has no setter, but every node counts: reshaping a number makes one in less than a
-    microsecond. A thread that is too far behind stays so: its gradients are right all the same, but
-    for the order of a few additions.
+    torch has no setter, but every node counts, and one that only ever raises is made in an eighth
+    of a microsecond. A new thread in a process that has trained for hours is so far behind that it
+    stays so: its gradients are right all the same, but for the order of a few additions.
     """
     behind = count - autograd_count()
     if 0 < behind <= MOST_TO_COUNT and torch.is_grad_enabled():
-        with torch._C.DisableTorchFunction(), _python_dispatch._disable_current_modes():
-            torch.atleast_1d([_one_number()] * behind)  # type: ignore[no-untyped-call]
-
-
-@functools.cache
-def _one_number() -> torch.Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
-        return torch.zeros((), device="cpu", requires_grad=True)
+        make = torch._C._functions.DelayedError
+        deque(map(make, repeat("", behind), repeat(1)), 0)  # makes them, keeps none
 
 
 def refuse_what_threads_cannot_see() -> None:

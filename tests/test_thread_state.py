@@ -367,11 +367,12 @@ def test_export_is_refused(strict: bool) -> None:
         torch.export.export(pair, inputs(), strict=strict)
 
 
-def test_the_count_of_autograd_nodes_can_be_raised_and_orders_backward() -> None:
+@pytest.mark.parametrize("count", [1000, 3_000_000])  # as far as a long training comes in minutes
+def test_the_count_of_autograd_nodes_can_be_raised_and_orders_backward(count: int) -> None:
     found: list[int] = []
 
     def work() -> None:
-        _thread_state.count_up_to(1000)
+        _thread_state.count_up_to(count)
         found.append(_thread_state.autograd_count())
         node = (torch.ones(1, requires_grad=True) * 2).grad_fn
         assert node is not None
@@ -382,4 +383,4 @@ def test_the_count_of_autograd_nodes_can_be_raised_and_orders_backward() -> None
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [1000, 1000, 1001]
+    assert found == [count, count, count + 1]
