@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ def run(command: Callable[[], int] = main) -> int:
     code = command()
     torch = sys.modules.get("torch")
     if code == 0 and torch is not None and torch.distributed.is_initialized():
+        gc.collect()  # what still holds the group would keep its threads until the very end
         torch.distributed.destroy_process_group()
     return code
 
