@@ -15,6 +15,7 @@ import torch
 from helpers_lockstep import Pair, inputs, same, use_checkpoints
 
 from bridger.cli import main
+from bridger.data.scenes import write_scenes
 
 torch.set_num_threads(1)
 
@@ -48,6 +49,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few scenes in RefCOCO's layout; modules that need others have their own."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, {"train": 6, "val": 2, "testA": 2, "testB": 2}, size=64)
+    return folder
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_evaluation import Few
 from helpers_words import word_tokenizer
 from PIL import Image
 from torch import Tensor
 
 from bridger import Processor
-from bridger.data import RaggedRefCollator, RefCollator, ReferringDataset, Sample
+from bridger.data import RaggedRefCollator, RefCollator, Sample
 from bridger.data.augment import Colour, Crop, Transform, draw_transform
 from bridger.data.augment_words import holds_under_colour, holds_under_crop, mirror_words
 from bridger.data.masks import Box
@@ -350,13 +351,11 @@ def test_colours_stay_within_their_bounds() -> None:
 # Data.
 
 
-class Pictures(ReferringDataset):
+class Pictures(Few):
     """Two pictures with three refs each."""
 
-    name, split = "pictures", "train"
-
     def __init__(self, folder: Path) -> None:
-        self.samples = []
+        super().__init__([], name="pictures", split="train")
         for index in range(6):
             path = folder / f"{index // 3}.png"
             if not path.exists():
@@ -366,18 +365,6 @@ class Pictures(ReferringDataset):
             said = (f"left {'dog cat owl'.split()[index % 3]}", "the dog on left", "owl")
             sample = Sample(path, said, box, index, (index,), (), ("",) * 3, None, "pictures")
             self.samples.append(sample)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.samples[index]
-
-    def sentence_counts(self) -> list[int]:
-        return [len(sample.sentences) for sample in self.samples]
-
-    def picture_keys(self) -> list[str]:
-        return [str(sample.image_path) for sample in self.samples]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import bridger
 from bridger import attach_bridgers
 from bridger.cli import base, main, predict, quickstart
 from bridger.data import RefCOCO, Sample
-from bridger.data.scenes import write_scenes
 from bridger.heads import ReferringSegmentationHead
 from bridger.tiny_clip import TINY_ADAPTER
 from bridger.training.schedule import Schedule
@@ -29,13 +28,6 @@ from bridger.training.schedule import Schedule
 HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, {"train": 6, "val": 2, "testA": 2, "testB": 2}, size=64)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from helpers_own_data import read_lines, write_lines, write_own_data
 
 from bridger.cli import main, train
 from bridger.data import Mixed, ReferringDataset
-from bridger.data.scenes import write_scenes
 from bridger.training import Recipe
 from bridger.training.recipe_files import recipe_names
 
@@ -22,13 +21,6 @@ HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
 QUICK = [f"head={json.dumps(HEAD)}", "batch_size=4", "evaluations=1"]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, {"train": 6, "val": 2, "testA": 2, "testB": 2}, size=64)
-    return folder
 
 
 @pytest.fixture(scope="module")

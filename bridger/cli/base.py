@@ -101,13 +101,17 @@ def add_towers_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def recipe_beside(adapter: Path) -> dict[str, Any]:
+    """Return the options of the recipe that was saved with an adapter; none where there is none."""
+    path = adapter / "recipe.json"
+    options: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return options
+
+
 def towers_of(adapter: Path, given: str | None) -> str:
     """Return the towers of an adapter: those given, or what the recipe beside it says."""
-    recipe = adapter / "recipe.json"
-    if given is not None or not recipe.is_file():
-        return given or "tiny"
-    name: str = json.loads(recipe.read_text()).get("towers", "tiny")
-    return name
+    name: str = recipe_beside(adapter).get("towers", "tiny") if given is None else given
+    return name or "tiny"
 
 
 def datasets_of(adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:
@@ -117,11 +121,10 @@ def datasets_of(adapter: Path, root: Path, given: list[str] | None) -> list[str 
     """
     from bridger.data.catalog import data_sets
 
-    recipe = adapter / "recipe.json"
     names: list[str | None] = list(given or ())
-    if given is None and recipe.is_file():
+    if given is None and (wanted := recipe_beside(adapter).get("datasets")):
         there = data_sets(root)
-        names += [n for n in json.loads(recipe.read_text()).get("datasets", ()) if n in there]
+        names += [name for name in wanted if name in there]
     return names or [None]
 
 
