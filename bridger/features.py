@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -26,6 +29,45 @@ class EncoderSpec:
     joint: bool
 
 
+@dataclass(frozen=True)
+class Mentions:
+    """Which tokens of which expression name which class: M mentions of K classes.
+
+    A class may be mentioned several times (by synonyms, in several templates), and an expression
+    may mention several classes.
+
+    Attributes:
+        rows: (M,) int64, the expression of each mention, 0 to N - 1.
+        classes: (M,) int64, its class, 0 to K - 1; every class is mentioned.
+        tokens: (1, M, L) or (B, M, L) bool, true at the tokens of its row that name the class.
+        num_classes: K.
+    """
+
+    rows: Tensor
+    classes: Tensor
+    tokens: Tensor
+    num_classes: int
+
+    @classmethod
+    def of_expressions(cls, token_mask: Tensor, expressions: int) -> Mentions:
+        """Take every expression for a class of its own, named by all of its tokens.
+
+        Args:
+            token_mask: (B*N, L).
+            expressions: N.
+        """
+        each = torch.arange(expressions, device=token_mask.device)
+        tokens = rearrange(token_mask, "(b n) l -> b n l", n=expressions)
+        return cls(each, each, tokens, expressions)
+
+    def to(self, *args: Any, **kwargs: Any) -> Mentions:
+        """Return it on another device, as `Tensor.to` does."""
+        rows, classes, tokens = (
+            tensor.to(*args, **kwargs) for tensor in (self.rows, self.classes, self.tokens)
+        )
+        return Mentions(rows, classes, tokens, self.num_classes)
+
+
 @dataclass
 class BridgedFeatures:
     """Features of B images with N expressions each; rows are ordered image by image.
@@ -39,6 +81,8 @@ class BridgedFeatures:
         pooled: the vision tower's own pooled image feature, or None where it has none.
         image_size: (H, W) of the pictures in pixels.
         num_expressions: N.
+        mentions: which tokens name which class, where expressions are class names; None: every
+            expression stands for itself.
     """
 
     maps: tuple[Tensor, ...]
@@ -48,3 +92,4 @@ class BridgedFeatures:
     pooled: Tensor | None
     image_size: tuple[int, int]
     num_expressions: int
+    mentions: Mentions | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 
 from bridger import checkpoint
 from bridger._etris_layout import ReleasedLayout
+from bridger.answering import ROWS_AT_ONCE, joined, predict_one, texts_by_head
 from bridger.encoder import BridgedEncoder
-from bridger.features import BridgedFeatures
-from bridger.freezing import in_eval_mode
+from bridger.features import BridgedFeatures, Mentions
 from bridger.half_towers import HalfTowers
-from bridger.heads import Head
+from bridger.heads import Head, HeadOutput
 from bridger.output import BridgedOutput
-from bridger.processing import Prediction, Processor
+from bridger.processing import Processor
 from bridger.recomputing import recompute
 from bridger.summary import count, trainable_line
 from bridger.tower_peft import tuned_parameters
@@ -92,12 +93,18 @@ class BridgedModel(HalfTowers):
     def forward(
         self,
         pixel_values: Tensor,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         expression_mask: Tensor | None = None,
-        labels: Tensor | Mapping[str, Tensor] | None = None,
+        labels: Any = None,
+        *,
+        mentions: Mentions | None = None,
+        texts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> BridgedOutput:
-        """Run the encoder once and every head on its features.
+        """Run the encoder once for each text, and every head on the features of its own.
+
+        In train mode a head whose loss has weight 0 rests where there are labels: it draws no
+        random numbers, and moves no statistics.
 
         Args:
             pixel_values: (B, 3, H, W).
@@ -105,22 +112,41 @@ class BridgedModel(HalfTowers):
             attention_mask: like input_ids, optional.
             expression_mask: (B, N), false at the padding of a ragged N.
             labels: the only head's target, or targets by head name.
+            mentions: where the texts are class names: which tokens name which class.
+            texts: in place of the text arguments, several texts by name, each a dict of them; a
+                head reads the text of its own name, or of its kind ("expressions", "classes"),
+                and rests where there is neither.
 
         Returns:
             Logits and, with labels, the loss.
 
         Raises:
             RuntimeError: there is no head.
+            TypeError: no text, or both kinds.
             ValueError: labels for heads that are not there, or inputs that do not fit.
         """
         if not len(self.heads):
             raise RuntimeError("this model has no head; encode() gives the bridged features")
         targets = self._targets(labels)
-        features = self.encoder(pixel_values, input_ids, attention_mask, expression_mask)
-        outputs = {
-            name: head(features, targets.get(name), expression_mask)
-            for name, head in self.heads.items()
-        }
+        flat = dict(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            expression_mask=expression_mask,
+            mentions=mentions,
+        )
+        found: dict[str, HeadOutput] = {}
+        for names, text in texts_by_head(self, flat, texts).values():
+            names = [name for name in names if not self._rests(name, targets)]
+            if names:
+                features = self.encode(pixel_values, **text)
+                mask = text.get("expression_mask")
+                found |= {n: self.heads[n](features, targets.get(n), mask) for n in names}
+        return self._output({name: found[name] for name in self.heads if name in found})
+
+    def _rests(self, name: str, targets: Mapping[str, Any]) -> bool:
+        return self.training and bool(targets) and not self.loss_weights[name]
+
+    def _output(self, outputs: Mapping[str, HeadOutput]) -> BridgedOutput:
         result = BridgedOutput()
         losses = [
             self.loss_weights[name] * out.loss
@@ -133,7 +159,7 @@ class BridgedModel(HalfTowers):
         result["heads"] = outputs
         return result
 
-    def _targets(self, labels: Tensor | Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    def _targets(self, labels: Any) -> Mapping[str, Any]:
         if labels is None:
             return {}
         names = list(self.heads)
@@ -145,10 +171,12 @@ class BridgedModel(HalfTowers):
             raise ValueError(f"labels for unknown heads {sorted(unknown)}; the heads are {names}")
         return labels
 
-    def encode(self, *args: Any, **kwargs: Any) -> BridgedFeatures:
-        """Return the bridged features; arguments as in `BridgedEncoder.forward`."""
+    def encode(
+        self, *args: Any, mentions: Mentions | None = None, **kwargs: Any
+    ) -> BridgedFeatures:
+        """Return the bridged features; arguments as in `BridgedEncoder.forward`, and `mentions`."""
         features: BridgedFeatures = self.encoder(*args, **kwargs)
-        return features
+        return replace(features, mentions=mentions)
 
     @contextmanager
     def disable(self) -> Iterator[None]:
@@ -277,62 +305,51 @@ class BridgedModel(HalfTowers):
     def predict(
         self,
         image: ImageLike | Sequence[ImageLike],
-        text: str | Sequence[str] | Sequence[Sequence[str]],
-        threshold: float = 0.35,
+        text: Any = None,
+        threshold: float | None = None,
         head: str | None = None,
-    ) -> Prediction | list[Prediction]:
-        """Segment what the words mean, at the picture's own size.
+        *,
+        rows_at_once: int = ROWS_AT_ONCE,
+        **options: Any,
+    ) -> Any:
+        """Answer what the words ask about a picture, at the picture's own size.
 
         It runs in eval mode and leaves every module in the mode that it had. Modes are shared
         between threads: to predict in several at once, call `eval()` first.
 
         Args:
             image: a picture (PIL image, array, tensor or path), or a list of pictures.
-            text: for one picture, a sentence or a list of N sentences; for a list of pictures,
-                one entry of that kind for each.
-            threshold: probability above which a pixel belongs to the mask.
+            text: for one picture, a sentence or a list of N sentences, or of class names for
+                heads that read those (None: those that the head was trained on); for a list of
+                pictures, one entry of that kind for each, or None.
+            threshold: what counts as found, from 0 to 1; None: as the head has it.
             head: which head answers, where there are several.
+            rows_at_once: most sequences of text in one forward; fewer need less memory.
+            **options: of the head's `results`.
 
         Returns:
-            A Prediction with N masks, or a list of them for a list of pictures.
+            What the head's `results` make: of the referring head a Prediction with N masks. A
+            list of them for a list of pictures.
 
         Raises:
             RuntimeError: the model has no processor.
-            ValueError: an empty sentence, a broken picture, or as many texts as pictures missing.
+            TypeError: an option that the head does not have.
+            ValueError: a threshold that cannot be, an empty sentence, a broken picture, or not as
+                many texts as pictures.
         """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}")
-        if isinstance(image, (list, tuple)):
-            if isinstance(text, str) or len(text) != len(image):
-                count = 1 if isinstance(text, str) else len(text)
-                raise ValueError(f"{len(image)} pictures need as many texts, got {count}")
-            return [
-                self._predict_one(i, t, threshold, head) for i, t in zip(image, text, strict=True)
-            ]
-        return self._predict_one(image, text, threshold, head)
-
-    def _predict_one(self, image: Any, text: Any, threshold: float, head: str | None) -> Prediction:
-        if self.processor is None:
-            raise RuntimeError(
-                "predict needs a processor and none could be inferred from the towers; set "
-                "model.processor = bridger.Processor(image_size, mean, std, tokenizer, max_length)"
-            )
         name = self.head_name(head)
-        pixels, placement = self.processor.image(image)
-        words = self.processor.text([text] if isinstance(text, str) else list(text))
-        device = next(self.parameters()).device
-        with in_eval_mode(self):
-            features = self.encode(
-                pixels.unsqueeze(0).to(device),
-                words["input_ids"].unsqueeze(0).to(device),
-                words["attention_mask"].unsqueeze(0).to(device),
-            )
-            chosen = self.heads[name]
-            output = chosen(features)
-            probabilities = chosen.probabilities(output.logits)[0]
-        restored = self.processor.restore(probabilities.float().cpu(), placement)
-        none = None if output.no_target is None else output.no_target[0].sigmoid().cpu().numpy()
-        return Prediction.from_probabilities(restored, threshold, none)
+        if threshold is not None:
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"threshold lies between 0 and 1, got {threshold}")
+            options["threshold"] = threshold
+        several = isinstance(image, (list, tuple))
+        images: Any = image if several else [image]
+        asked = joined(text, images) if several else [text]
+        results = [
+            predict_one(self, name, picture, words, rows_at_once, options)
+            for picture, words in zip(images, asked, strict=True)
+        ]
+        return results if several else results[0]
 
     def head_name(self, head: str | None = None) -> str:
         """Return the name of the head that answers: the given one, or the only one.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bridger._files import staging
 from bridger.known_towers import known_inputs
 from bridger.pictures import ImageLike, read_picture
-from bridger.prediction import Prediction
+from bridger.predictions import Prediction
 from bridger.warp import Placement
 from bridger.words import find_words, load_words
 

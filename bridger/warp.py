@@ -64,6 +64,35 @@ class Placement:
         columns = torch.arange(w, dtype=torch.float64) * self.scale + self.left
         return resample(maps, rows, columns, maps.new_zeros(len(maps)), cubic=cubic)
 
+    def labels_into_input(self, labels: Tensor, border: int) -> Tensor:
+        """Warp a label map (h, w) into the input by nearest neighbours: (H, W), same type.
+
+        Args:
+            labels: of any number type.
+            border: the label of everything outside the picture.
+        """
+        (h, w), (height, width) = self.size, self.input_size
+        rows = ((torch.arange(height, dtype=torch.float64) - self.top) / self.scale).round().long()
+        columns = ((torch.arange(width, dtype=torch.float64) - self.left) / self.scale).round()
+        columns = columns.long()
+        warped = labels[rows.clamp(0, h - 1)][:, columns.clamp(0, w - 1)]
+        inside = ((rows >= 0) & (rows < h))[:, None] & (columns >= 0) & (columns < w)
+        return torch.where(inside, warped, border)
+
+    def boxes_into_input(self, boxes: Tensor) -> Tensor:
+        """Map boxes (..., 4), x0 y0 x1 y1 at pixels' edges, from the picture into the input."""
+        # Pixel i reaches from i to i + 1, and its index stands for its middle.
+        return (boxes - 0.5) * self.scale + self._offsets(boxes) + 0.5
+
+    def boxes_out_of_input(self, boxes: Tensor) -> Tensor:
+        """Map boxes (..., 4) from the input onto the picture, cut at the picture's edges."""
+        h, w = self.size
+        back = (boxes - 0.5 - self._offsets(boxes)) / self.scale + 0.5
+        return back.clamp(min=0).minimum(back.new_tensor([w, h, w, h]))
+
+    def _offsets(self, boxes: Tensor) -> Tensor:
+        return boxes.new_tensor([self.left, self.top, self.left, self.top])
+
 
 def resample(
     image: Tensor, rows: Tensor, columns: Tensor, border: Tensor, *, cubic: bool

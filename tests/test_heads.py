@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from bridger.config import Config
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads import Head, HeadOutput, get_head, list_heads, register_head
+from bridger.processing import Placement, Processor
+from bridger.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,14 @@ class CountHead(Head):
     ) -> HeadOutput:
         return HeadOutput(self.layer(features.sentence).reshape(-1, features.num_expressions))
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
+    def results(
+        self,
+        output: HeadOutput,
+        processor: Processor,
+        placements: Sequence[Placement],
+        texts: Texts,
+    ) -> list[Any]:
+        return output.logits.tolist()
 
 
 @pytest.fixture

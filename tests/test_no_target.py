@@ -19,7 +19,7 @@ from torch import Tensor
 from bridger import BridgedModel, BridgerConfig, Processor, attach_bridgers
 from bridger.heads import HeadOutput, ReferringSegmentationHead
 from bridger.heads.losses import no_target_loss, text_to_pixel_loss
-from bridger.prediction import Prediction
+from bridger.predictions import Prediction
 
 SMALL = {"width": 32, "num_heads": 4, "num_layers": 2}
 

@@ -13,7 +13,7 @@ from helpers_words import word_tokenizer
 from PIL import Image
 
 from bridger.pictures import read_picture
-from bridger.prediction import Prediction
+from bridger.predictions import Prediction
 from bridger.processing import Processor
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -21,7 +21,7 @@ from bridger.data.expressions import Describer, Expression, Seen
 from bridger.data.generalized import Said, generalize
 from bridger.data.scene_files import LAYOUTS, SceneWriter
 from bridger.data.sprites import TINTS, Kind, kinds
-from bridger.prediction import box_of
+from bridger.predictions import box_of
 
 SPLITS = ("train", "val", "testA", "testB")
 IDS_PER_SPLIT = 1_000_000  # image ids of a split start at its number times this

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from bridger.data.base import ReferringDataset, Sample
 from bridger.pictures import read_picture
-from bridger.prediction import Prediction
+from bridger.predictions import Prediction
 
 COLUMNS = 6
 TILE, MARGIN, LINE = 256, 10, 18  # pixels

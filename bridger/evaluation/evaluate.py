@@ -14,6 +14,7 @@ from bridger.evaluation.metrics import EPSILON
 from bridger.evaluation.ranks import gather, rank_and_world
 from bridger.evaluation.result import Case, Evaluation
 from bridger.freezing import in_eval_mode
+from bridger.heads import ReferringSegmentationHead
 from bridger.model import BridgedModel
 
 Report = Callable[[int, int, float], None]
@@ -70,7 +71,7 @@ def evaluate(
     if not batches:
         raise ValueError(f"{dataset!r} has no expression to judge")
     thresholds = (threshold, *(t for t in THRESHOLDS if t != threshold))
-    judge = Judge(model, model.processor, model.heads[model.head_name(head)], dataset, thresholds)
+    judge = Judge(model, model.processor, _referring_head(model, head), dataset, thresholds)
     with in_eval_mode(model), torch.no_grad():
         judged = _run(judge, batches, report)
     judged = sorted(gather(judged), key=lambda batch: batch.number)
@@ -107,6 +108,17 @@ def plan_batches(dataset: ReferringDataset, batch_size: int, first_sentence: boo
         together = max(1, batch_size // length)
         batches += [pictures[at : at + together] for at in range(0, len(pictures), together)]
     return batches
+
+
+def _referring_head(model: BridgedModel, asked: str | None) -> ReferringSegmentationHead:
+    name = model.head_name(asked)
+    head = model.heads[name]
+    if not isinstance(head, ReferringSegmentationHead):
+        raise ValueError(
+            f"head {name!r} is a {head.name} head, which was not trained to segment what "
+            f"sentences mean: name another one, or a data set of its own task"
+        )
+    return head
 
 
 @dataclass(frozen=True)

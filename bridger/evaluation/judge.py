@@ -16,9 +16,9 @@ from torch import Tensor
 from bridger.data import ReferringDataset, Sample
 from bridger.data.masks import Mask
 from bridger.evaluation.result import Case
-from bridger.heads import Head
+from bridger.heads.dense import DenseHead
 from bridger.model import BridgedModel
-from bridger.prediction import NO_TARGET_THRESHOLD
+from bridger.predictions import NO_TARGET_THRESHOLD
 from bridger.processing import Placement, Processor
 
 Batch: TypeAlias = list[list[tuple[int, int]]]
@@ -42,7 +42,7 @@ class Judge:
         self,
         model: BridgedModel,
         processor: Processor,
-        head: Head,
+        head: DenseHead,
         dataset: ReferringDataset,
         thresholds: tuple[float, ...],
     ) -> None:

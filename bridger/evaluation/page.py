@@ -21,7 +21,7 @@ from bridger.evaluation.report import SENTENCES, Table, tables
 from bridger.evaluation.result import Case, Evaluation
 from bridger.model import BridgedModel
 from bridger.pictures import read_picture
-from bridger.prediction import Prediction
+from bridger.predictions import Prediction
 
 if TYPE_CHECKING:
     from PIL import Image

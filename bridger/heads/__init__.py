@@ -1,10 +1,15 @@
 """Heads: trainable task decoders on bridged features. `base.py` says what a head is."""
 
 from bridger.heads.base import Head, HeadOutput
+from bridger.heads.class_names import ClassNamesConfig, ClassNamesHead
+from bridger.heads.dense import DenseHead
 from bridger.heads.referring import ReferringConfig, ReferringSegmentationHead
 from bridger.heads.registry import get_head, list_heads, register_head
 
 __all__ = [
+    "ClassNamesConfig",
+    "ClassNamesHead",
+    "DenseHead",
     "Head",
     "HeadOutput",
     "ReferringConfig",

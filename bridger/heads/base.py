@@ -15,14 +15,20 @@ A head is one file with one frozen dataclass (its `Config`) and one class:
             self.layer = nn.Linear(spec.sentence_width, 1)
 
         def forward(self, features, labels=None, expression_mask=None) -> HeadOutput: ...
-        def probabilities(self, logits) -> Tensor: ...
+        def results(self, output, processor, placements, texts) -> list[Any]: ...
 
 What it gets: an `EncoderSpec` when it is built, so that every input width is known, and
 `BridgedFeatures` in every forward, with B*N rows ordered image by image.
-What it returns: a `HeadOutput` whose logits begin with (B, N), and a loss when there are labels.
+Which text it needs: `text` says whether the rows are "expressions", each standing for itself, or
+"classes", of which `features.mentions` says where they are named; `texts` turns the words that
+`predict` is given into such rows.
+What it returns: a `HeadOutput` whose logits begin with (B, N), N the expressions or the classes,
+and a loss when there are labels.
 How targets look: the head says so; segmentation targets are (B[, N], H, W) at the size of the
 picture, and the head resizes them. `expression_mask` (B, N) is false at the expressions that
 only fill up a ragged batch: they take no part in the loss.
+What a user sees: `results` turns an output into what `predict` returns, at the pictures' own
+sizes; its options are those of `predict`.
 How it is saved: under its registered name, with `config.to_dict()` and its state dict;
 `from_spec(spec, **config)` builds it again. Parameters that need no training are kept with
 `requires_grad=False`.
@@ -33,25 +39,30 @@ another package is known as soon as its module is imported.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from bridger.config import Config, did_you_mean
 from bridger.features import BridgedFeatures, EncoderSpec
+from bridger.processing import Placement, Processor
+from bridger.texts import ClassName, Texts
 
 HeadT = TypeVar("HeadT", bound="Head")
+TextKind = Literal["expressions", "classes"]
 
 
 @dataclass
 class HeadOutput:
-    """What a head returns.
+    """What a head returns; heads with more to say return a dataclass that adds fields.
 
     Attributes:
         logits: (B, N, ...), float32.
         loss: a scalar, or None where no labels were given.
+        losses: the weighted summands of the loss by name, where there are several.
         no_target: (B, N) logits, float32, of an expression's meaning nothing in the picture; None
             for heads that do not score this.
     """
@@ -59,6 +70,7 @@ class HeadOutput:
     logits: Tensor
     loss: Tensor | None = None
     no_target: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Head(nn.Module, ABC):
@@ -66,12 +78,14 @@ class Head(nn.Module, ABC):
 
     Attributes:
         name: the name under which `register_head` made the class known.
+        text: what its rows of text are: "expressions" or "classes".
         config_class: the frozen dataclass of its options.
         spec: the widths that it was built for.
         config: its options; `to_dict()` is what is saved.
     """
 
     name: ClassVar[str] = ""
+    text: ClassVar[TextKind] = "expressions"
     config_class: ClassVar[type[Config]]
 
     def __init__(self, spec: EncoderSpec, config: Config) -> None:
@@ -109,11 +123,66 @@ class Head(nn.Module, ABC):
     def forward(
         self,
         features: BridgedFeatures,
-        labels: Tensor | None = None,
+        labels: Any = None,
         expression_mask: Tensor | None = None,
     ) -> HeadOutput:
         """Decode the features, and compare the result with the labels where there are any."""
 
     @abstractmethod
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits into the probabilities that `predict` works on, in the same shape."""
+    def results(
+        self,
+        output: HeadOutput,
+        processor: Processor,
+        placements: Sequence[Placement],
+        texts: Texts,
+    ) -> list[Any]:
+        """Turn an output into what `predict` returns, one result for each picture.
+
+        Args:
+            output: of B pictures.
+            processor: what made their pixels.
+            placements: (B) where each picture lies in the input.
+            texts: what was asked.
+            Further options are the head's own, with defaults.
+        """
+
+    def texts(self, processor: Processor, words: Sequence[ClassName] | str | None) -> Texts:
+        """Turn the words that `predict` is given into texts.
+
+        Raises:
+            ValueError: there are none, or they hold no words.
+        """
+        if words is None:
+            raise ValueError("say what to look for: predict(image, 'the dog on the left')")
+        if not isinstance(words, str) and not all(isinstance(w, str) for w in words):
+            raise TypeError(f"expected sentences, one string each, got {words!r}")
+        return Texts.of_sentences(processor, words)  # type: ignore[arg-type]
+
+    def merge(self, outputs: Sequence[HeadOutput]) -> HeadOutput:
+        """Join the outputs for one batch of pictures that was asked about texts in chunks."""
+        if len(outputs) == 1:
+            return outputs[0]
+        scored = [output.no_target for output in outputs if output.no_target is not None]
+        return HeadOutput(
+            torch.cat([output.logits for output in outputs], dim=1),
+            no_target=torch.cat(scored, dim=1) if scored else None,
+        )
+
+    def check_features(self, features: BridgedFeatures) -> None:
+        """Refuse features of other widths than those that the head was built for.
+
+        Raises:
+            ValueError: they differ.
+        """
+        spec = self.spec
+        expected = (*spec.map_widths, spec.token_width, spec.sentence_width)
+        found = (
+            *(features_i.shape[1] for features_i in features.maps),
+            features.tokens.shape[-1],
+            features.sentence.shape[-1],
+        )
+        if found != expected:
+            raise ValueError(
+                f"this head was built for maps, tokens and a sentence of {expected} channels, but "
+                f"got {found}: build it from the spec of the encoder that made them"
+            )

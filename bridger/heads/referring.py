@@ -15,13 +15,17 @@ from bridger.bridgers.zoom import target_size
 from bridger.config import Config, did_you_mean
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.alignment import GlobalAlignment, HierarchicalAlignment, LastMap
-from bridger.heads.base import Head, HeadOutput
+from bridger.heads.base import HeadOutput
+from bridger.heads.dense import DenseHead, Maps
 from bridger.heads.losses import dice_loss, mask_targets, no_target_loss, text_to_pixel_loss
 from bridger.heads.projector import Projector
 from bridger.heads.registry import register_head
+from bridger.predictions import Prediction
+from bridger.texts import Texts
 
 GATES = ["product", "residual", "attention"]
 TEXTS = ["tokens", "sentence"]
+THRESHOLD = 0.35  # the paper's
 UPSAMPLING = 4  # of the projector: cells of the logits per cell of the fused map, in a row
 
 
@@ -105,7 +109,7 @@ class ReferringConfig(Config):
 
 
 @register_head("referring_segmentation")
-class ReferringSegmentationHead(Head):
+class ReferringSegmentationHead(DenseHead):
     """Segments the object that each expression means.
 
     Presets: "default", as wide as the sentence feature but at most 512, in whole 64s; "etris",
@@ -189,7 +193,7 @@ class ReferringSegmentationHead(Head):
         Raises:
             ValueError: the features are not those of `spec`, or labels have the wrong shape.
         """
-        self._check(features)
+        self.check_features(features)
         n = features.num_expressions
         masks, scores = self._logits(features)
         rows = rearrange(masks.float(), "(b n) h w -> b n h w", n=n)
@@ -208,6 +212,19 @@ class ReferringSegmentationHead(Head):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probability of each cell to lie in the object, (B, N, h, w)."""
         return logits.sigmoid()
+
+    def result(
+        self,
+        maps: Maps,
+        texts: Texts,
+        output: HeadOutput,
+        index: int,
+        threshold: float = THRESHOLD,
+    ) -> Prediction:
+        """Cut a picture's probabilities (N, h, w) at the threshold, 0 to 1."""
+        scores = output.no_target
+        none = None if scores is None else scores[index].sigmoid().cpu().numpy()
+        return Prediction.from_probabilities(maps, threshold, none)
 
     def _logits(self, features: BridgedFeatures) -> tuple[Tensor, Tensor | None]:
         # Towers may run in half precision; the head keeps its own.
@@ -229,17 +246,3 @@ class ReferringSegmentationHead(Head):
             pooled = torch.cat([fused.mean(dim=(-2, -1)), sentence], dim=-1)
             scores = rearrange(self.no_target(pooled), "b 1 -> b")
         return self.projector(fused, sentence, size), scores
-
-    def _check(self, features: BridgedFeatures) -> None:
-        spec = self.spec
-        expected = (*spec.map_widths, spec.token_width, spec.sentence_width)
-        found = (
-            *(features_i.shape[1] for features_i in features.maps),
-            features.tokens.shape[-1],
-            features.sentence.shape[-1],
-        )
-        if found != expected:
-            raise ValueError(
-                f"this head was built for maps, tokens and a sentence of {expected} channels, but "
-                f"got {found}: build it from the spec of the encoder that made them"
-            )

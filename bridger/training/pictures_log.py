@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from bridger._files import replacing
 from bridger.data import ReferringDataset
 from bridger.model import BridgedModel
-from bridger.prediction import Prediction
+from bridger.predictions import Prediction
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -106,7 +106,7 @@ class Prediction:
         Raises:
             ValueError: the picture has another size than the masks, or words are missing.
         """
-        from bridger.overlay import draw
+        from bridger.predictions.overlay import draw
 
         words = [words] if isinstance(words, str) else words
         if words is not None and len(words) != len(self):

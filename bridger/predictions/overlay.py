@@ -10,11 +10,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from bridger.pictures import read_picture
-from bridger.prediction import COLOURS
+from bridger.predictions.masks import COLOURS
 
 if TYPE_CHECKING:
     from bridger.pictures import ImageLike
-    from bridger.prediction import Prediction
+    from bridger.predictions.masks import Prediction
 
 Pixels = npt.NDArray[np.float32]
 DIM, TINT = 0.6, 0.35

@@ -1,0 +1,133 @@
+"""From pictures and words to a head's results: what `BridgedModel.predict` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bridger.freezing import in_eval_mode
+from bridger.heads import HeadOutput
+from bridger.texts import Texts
+
+if TYPE_CHECKING:
+    from bridger.model import BridgedModel
+    from bridger.processing import ImageLike, Processor
+
+ROWS_AT_ONCE = 64
+"""Sequences of text for each picture of one forward; more are asked in chunks, to fit memory."""
+
+TEXT_KEYS = ("input_ids", "attention_mask", "expression_mask", "mentions")
+"""What a text consists of, in a batch."""
+
+
+@torch.no_grad()
+def answer(
+    model: BridgedModel,
+    head: str,
+    pixel_values: Tensor,
+    texts: Texts,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> HeadOutput:
+    """Ask one head about every picture of a batch, in as many forwards as the texts need.
+
+    Args:
+        model: in eval mode.
+        head: name of the head.
+        pixel_values: (B, 3, H, W).
+        texts: what is asked of every picture.
+        rows_at_once: see `ROWS_AT_ONCE`.
+    """
+    chosen = model.heads[head]
+    device = next(model.parameters()).device
+    pixel_values = pixel_values.to(device)
+    outputs = []
+    for chunk in texts.chunks(rows_at_once):
+        given = {k: v.to(device) for k, v in chunk.batch(len(pixel_values)).items()}
+        outputs.append(chosen(model.encode(pixel_values, **given)))
+    return chosen.merge(outputs)
+
+
+def predict_one(
+    model: BridgedModel,
+    head: str,
+    image: ImageLike,
+    words: Any,
+    rows_at_once: int,
+    options: Mapping[str, Any],
+) -> Any:
+    """Return one picture's result; see `BridgedModel.predict`."""
+    processor = required_processor(model)
+    chosen = model.heads[head]
+    texts = chosen.texts(processor, words)
+    pixels, placement = processor.image(image)
+    with in_eval_mode(model):
+        output = answer(model, head, pixels.unsqueeze(0), texts, rows_at_once)
+    return chosen.results(output, processor, [placement], texts, **options)[0]
+
+
+def required_processor(model: BridgedModel) -> Processor:
+    """Return the model's processor.
+
+    Raises:
+        RuntimeError: it has none.
+    """
+    if model.processor is None:
+        raise RuntimeError(
+            "predict needs a processor and none could be inferred from the towers; set "
+            "model.processor = bridger.Processor(image_size, mean, std, tokenizer, max_length)"
+        )
+    return model.processor
+
+
+def texts_by_head(
+    model: BridgedModel, flat: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, tuple[list[str], Mapping[str, Any]]]:
+    """Group heads by the text that they read, so that each text is run once.
+
+    Args:
+        model: its heads in order.
+        flat: the one text of a batch, by `TEXT_KEYS`, None where not given.
+        texts: texts by name: a head reads the one that has the head's own name, or else the one
+            called as its kind, "expressions" or "classes"; a head without either rests.
+
+    Returns:
+        By the text's name the heads that read it, and its tensors.
+
+    Raises:
+        TypeError: both or neither are given.
+        ValueError: a text has an unknown key, or no head reads it.
+    """
+    given = {key: value for key, value in flat.items() if value is not None}
+    if (texts is None) == (not given):
+        raise TypeError("pass either input_ids (and what belongs to them), or texts by name")
+    if texts is None:
+        return {"": (list(model.heads), given)}
+    for name, text in texts.items():
+        if unknown := set(text) - set(TEXT_KEYS):
+            raise ValueError(f"text {name!r} has {sorted(unknown)}; it may have {TEXT_KEYS}")
+    groups: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+    for name, head in model.heads.items():
+        key = name if name in texts else head.text
+        if key in texts:
+            groups.setdefault(key, ([], texts[key]))[0].append(name)
+    if unread := set(texts) - set(groups):
+        kinds = {name: head.text for name, head in model.heads.items()}
+        raise ValueError(f"no head reads the texts {sorted(unread)}; the heads read {kinds}")
+    return groups
+
+
+def joined(words: Any, images: Sequence[Any]) -> list[Any]:
+    """Return one entry of words for each picture of several: the same ones, or as many.
+
+    Raises:
+        ValueError: as many texts as pictures are missing.
+    """
+    if words is None:
+        return [None] * len(images)
+    if isinstance(words, str) or len(words) != len(images):
+        count = 1 if isinstance(words, str) else len(words)
+        raise ValueError(f"{len(images)} pictures need as many texts, got {count}")
+    return list(words)

@@ -1,0 +1,101 @@
+"""Heads that are asked about classes by their names, and what they read of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from bridger.config import Config, did_you_mean
+from bridger.features import BridgedFeatures, Mentions
+from bridger.heads.base import Head, TextKind
+from bridger.processing import Processor
+from bridger.texts import ClassName, Texts
+
+MODES = ["separate", "joint"]
+
+
+@dataclass(frozen=True)
+class ClassNamesConfig(Config):
+    """Options that all heads share which read class names.
+
+    Attributes:
+        classes: the classes that it was trained on, names or (name, synonym, ...); what `predict`
+            is asked by default, and what tells seen classes from new ones.
+        text_mode: how names become text, "separate" or "joint"; see `Texts.of_classes`.
+        templates: sentences with a {} where the name stands.
+    """
+
+    classes: tuple[ClassName, ...] = ()
+    text_mode: str = "separate"
+    templates: tuple[str, ...] = ("{}",)
+
+    def __post_init__(self) -> None:
+        if self.text_mode not in MODES:
+            raise ValueError(
+                f"text_mode={self.text_mode!r} is unknown: {did_you_mean(self.text_mode, MODES)}"
+            )
+
+
+class ClassNamesHead(Head):
+    """A head that is asked about classes by their names."""
+
+    text: ClassVar[TextKind] = "classes"
+    config: ClassNamesConfig
+
+    def texts(self, processor: Processor, words: Sequence[ClassName] | str | None) -> Texts:
+        """Turn class names into texts; None means those that the head was trained on.
+
+        Raises:
+            ValueError: there are no names, or they are not fit to be any.
+        """
+        config = self.config
+        classes = [words] if isinstance(words, str) else list(words or config.classes)
+        if not classes:
+            raise ValueError(
+                "this head keeps no class names of its own: say which classes to look for, as in "
+                "predict(image, ['dog', 'cat'])"
+            )
+        return Texts.of_classes(processor, classes, config.text_mode, config.templates)
+
+
+@dataclass(frozen=True)
+class Mentioned:
+    """What a head reads of the text of M mentions of K classes.
+
+    Attributes:
+        mentions: where they are.
+        tokens: (B, M, C_t), the mean of each mention's tokens.
+        sentence: (B, M, C_s), the sentence feature of each mention's row.
+    """
+
+    mentions: Mentions
+    tokens: Tensor
+    sentence: Tensor
+
+
+def read_mentions(features: BridgedFeatures) -> Mentioned:
+    """Read the text of every mention; without mentions each expression is a class of its own."""
+    n = features.num_expressions
+    mentions = features.mentions or Mentions.of_expressions(features.token_mask, n)
+    tokens = rearrange(features.tokens, "(b n) l c -> b n l c", n=n)[:, mentions.rows]
+    named = mentions.tokens.to(tokens.dtype)
+    # Padding may hold anything, so it is not multiplied away.
+    tokens = torch.where(mentions.tokens[..., None], tokens, 0)
+    means = tokens.sum(dim=2) / named.sum(dim=2).clamp(min=1)[..., None]
+    sentence = rearrange(features.sentence, "(b n) c -> b n c", n=n)[:, mentions.rows]
+    return Mentioned(mentions, means, sentence)
+
+
+def mean_by_class(values: Tensor, mentions: Mentions) -> Tensor:
+    """Return the mean (B, K, ...) over each class's mentions of values (B, M, ...)."""
+    if len(mentions.rows) == mentions.num_classes:  # one each, in any order
+        return values[:, mentions.classes.argsort()]
+    shape = (values.shape[0], mentions.num_classes, *values.shape[2:])
+    sums = values.new_zeros(shape).index_add(1, mentions.classes, values)
+    counts = torch.bincount(mentions.classes, minlength=mentions.num_classes)
+    return sums / counts.reshape(-1, *[1] * (values.ndim - 2)).to(values.dtype)
