@@ -42,6 +42,7 @@ from bridger.tower_peft import (
 )
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, Tower, VisionTower
+from bridger.towers.contrastive import read_contrast
 
 if TYPE_CHECKING:
     from bridger.heads import Head
@@ -122,6 +123,7 @@ class BridgedEncoder(HalfTowers):
         stages = [self.vision.blocks[v] for v, _ in self.stages[:-1]]
         last = self.vision.blocks[-1]
         joint = self.vision.joint_width
+        contrast = read_contrast(self.vision.module, self.text.module)
         return EncoderSpec(
             map_widths=(
                 *(block.width for block in stages),
@@ -131,6 +133,9 @@ class BridgedEncoder(HalfTowers):
             token_width=self.text.token_width,
             sentence_width=self.text.sentence_width,
             joint=joint is not None and joint == self.text.sentence_width,
+            pooled_width=self.vision.pooled_width,
+            logit_scale=contrast.scale,
+            logit_bias=contrast.bias,
         )
 
     def forward(

@@ -20,6 +20,9 @@ class EncoderSpec:
         token_width: channels C_t of the text tokens.
         sentence_width: channels C_s of the sentence feature.
         joint: whether the last map and the sentence feature live in one shared space.
+        pooled_width: channels of the vision tower's own pooled feature, None where it has none.
+        logit_scale, logit_bias: what turns cosines into the logits that the towers were trained
+            with, None where they know of none.
     """
 
     map_widths: tuple[int, ...]
@@ -27,6 +30,9 @@ class EncoderSpec:
     token_width: int
     sentence_width: int
     joint: bool
+    pooled_width: int | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridger.config import Config, did_you_mean
-from bridger.features import BridgedFeatures, Mentions
+from bridger.features import BridgedFeatures, EncoderSpec, Mentions
 from bridger.heads.base import Head, TextKind
 from bridger.processing import Processor
 from bridger.texts import ClassName, Texts
@@ -99,3 +99,43 @@ def mean_by_class(values: Tensor, mentions: Mentions) -> Tensor:
     sums = values.new_zeros(shape).index_add(1, mentions.classes, values)
     counts = torch.bincount(mentions.classes, minlength=mentions.num_classes)
     return sums / counts.reshape(-1, *[1] * (values.ndim - 2)).to(values.dtype)
+
+
+class TextEmbedding(nn.Module):
+    """The text of every mention as one vector: P_s(sentence of its row) + P_t(mean of its tokens).
+
+    It is one rule for class names that are sentences of their own and for names packed into one.
+
+    Args:
+        spec: what the bridged towers offer.
+        width: D, of the vectors; None keeps the sentence as it is, to which P_t, which begins as
+            zero, is added: fresh, a class is the text tower's own feature of it.
+    """
+
+    def __init__(self, spec: EncoderSpec, width: int | None = None) -> None:
+        super().__init__()
+        self.width = width or spec.sentence_width
+        self.sentence: nn.Module = (
+            nn.Identity() if width is None else nn.Linear(spec.sentence_width, width)
+        )
+        self.tokens = nn.Linear(spec.token_width, self.width, bias=False)
+        if width is None:
+            nn.init.zeros_(self.tokens.weight)
+
+    def forward(self, read: Mentioned) -> Tensor:
+        """Embed what `read_mentions` read, (B, M, D), in the dtype of the layers."""
+        dtype = self.tokens.weight.dtype
+        sentence: Tensor = self.sentence(read.sentence.to(dtype))
+        return sentence + self.tokens(read.tokens.to(dtype))
+
+
+def real_classes(mentions: Mentions, expression_mask: Tensor | None) -> Tensor | None:
+    """Return which of K classes are more than padding, (B, K) bool; None: all are.
+
+    Args:
+        mentions: of the classes in N expressions.
+        expression_mask: (B, N), false at the padding of a ragged batch.
+    """
+    if expression_mask is None:
+        return None
+    return mean_by_class(expression_mask[:, mentions.rows].float(), mentions) > 0
