@@ -60,11 +60,18 @@ class Words(ABC):
             TypeError: not a sentence.
             ValueError: a sentence without words.
         """
+        return self.pad(self.rows(sentences, max_length))
+
+    def rows(self, sentences: Sequence[str], max_length: int) -> list[list[int]]:
+        """Return each sentence's ids, cut to the limit; arguments and errors as of a call."""
         check_sentences(sentences)
-        rows = [
+        return [
             self._fit(ids, sentence, max_length)
             for ids, sentence in zip(self.encode(sentences), sentences, strict=True)
         ]
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask` of rows of ids, padded to the longest."""
         length = max(map(len, rows))
         input_ids = torch.full((len(rows), length), self.pad_id)
         mask = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -82,7 +89,7 @@ class Words(ABC):
             f"the sentence {sentence!r} has {len(ids)} tokens, {len(ids) - max_length} more than "
             f"the limit of {max_length}: its end is cut off",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
         if ids[-1] in self.special_ids:
             return [*ids[: max_length - 1], ids[-1]]
