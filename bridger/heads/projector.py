@@ -13,12 +13,37 @@ from bridger.heads.layers import conv_bn_relu, resize
 
 KERNEL = 3
 PRIOR = 0.05  # an object's usual share of a picture
+UPSAMPLING = 4  # cells of the enlarged map per cell of the fused one, in a row
 
 
-class Projector(nn.Module):
+class Enlarger(nn.Module):
+    """Enlarges the map fourfold: Conv1x1(Conv3x3(up(Conv3x3(up(x))))).
+
+    The 3x3 ones have BatchNorm and ReLU.
+
+    Args:
+        width: D, of the map; the enlarged one has half as many channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.first = conv_bn_relu(width, width, kernel_size=3)
+        self.second = conv_bn_relu(width, half, kernel_size=3)
+        self.last = nn.Conv2d(half, half, 1)
+
+    def enlarge(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Enlarge the map (B, D, H, W) to `size`, about four times its own: (B, D/2, *size)."""
+        half_size = (-(-size[0] // 2), -(-size[1] // 2))
+        features = self.first(resize(features, half_size))
+        enlarged: Tensor = self.last(self.second(resize(features, size)))
+        return enlarged
+
+
+class Projector(Enlarger):
     """Enlarges the map fourfold and convolves it with a kernel made from the sentence.
 
-        Z_c = Conv1x1(Conv3x3(up(Conv3x3(up(x)))))      the 3x3 ones with BatchNorm and ReLU
+        Z_c = enlarge(x)
         Z_t = Linear(F_s)                               3 * 3 * D/2 weights, then one bias
         logits = Z_t * Z_c                              a 3x3 convolution, one per expression
 
@@ -28,12 +53,8 @@ class Projector(nn.Module):
     """
 
     def __init__(self, sentence_width: int, width: int) -> None:
-        super().__init__()
-        half = width // 2
-        self.first = conv_bn_relu(width, width, kernel_size=3)
-        self.second = conv_bn_relu(width, half, kernel_size=3)
-        self.last = nn.Conv2d(half, half, 1)
-        self.sentence = nn.Linear(sentence_width, half * KERNEL**2 + 1)
+        super().__init__(width)
+        self.sentence = nn.Linear(sentence_width, width // 2 * KERNEL**2 + 1)
         # Without it the first tens of steps only teach that most of a picture is background.
         with torch.no_grad():
             self.sentence.bias[-1] = math.log(PRIOR / (1 - PRIOR))
@@ -49,10 +70,7 @@ class Projector(nn.Module):
         Returns:
             The logits (B, H, W).
         """
-        half_size = (-(-size[0] // 2), -(-size[1] // 2))
-        features = self.first(resize(features, half_size))
-        features = self.last(self.second(resize(features, size)))
-        return _convolve_each(features, self.sentence(sentence))
+        return _convolve_each(self.enlarge(features, size), self.sentence(sentence))
 
 
 def _convolve_each(features: Tensor, weights: Tensor) -> Tensor:
