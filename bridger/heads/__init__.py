@@ -2,6 +2,11 @@
 
 from bridger.heads.base import Head, HeadOutput
 from bridger.heads.class_names import ClassNamesConfig, ClassNamesHead
+from bridger.heads.classification import (
+    ClassificationConfig,
+    ClassificationHead,
+    ClassificationOutput,
+)
 from bridger.heads.dense import DenseHead
 from bridger.heads.referring import ReferringConfig, ReferringSegmentationHead
 from bridger.heads.registry import get_head, list_heads, register_head
@@ -9,6 +14,9 @@ from bridger.heads.registry import get_head, list_heads, register_head
 __all__ = [
     "ClassNamesConfig",
     "ClassNamesHead",
+    "ClassificationConfig",
+    "ClassificationHead",
+    "ClassificationOutput",
     "DenseHead",
     "Head",
     "HeadOutput",

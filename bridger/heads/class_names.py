@@ -10,13 +10,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.class_phrases import check_class_names, check_templates, names_of
 from bridger.config import Config, did_you_mean
 from bridger.features import BridgedFeatures, EncoderSpec, Mentions
 from bridger.heads.base import Head, TextKind
 from bridger.processing import Processor
-from bridger.texts import ClassName, Texts
-
-MODES = ["separate", "joint"]
+from bridger.texts import TEXT_MODES, ClassName, Texts
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,10 @@ class ClassNamesConfig(Config):
             is asked by default, and what tells seen classes from new ones.
         text_mode: how names become text, "separate" or "joint"; see `Texts.of_classes`.
         templates: sentences with a {} where the name stands.
+
+    Raises:
+        TypeError, ValueError: names are empty or stand twice (see `check_class_names`), a template
+            has no {}, or the mode is unknown.
     """
 
     classes: tuple[ClassName, ...] = ()
@@ -35,9 +38,13 @@ class ClassNamesConfig(Config):
     templates: tuple[str, ...] = ("{}",)
 
     def __post_init__(self) -> None:
-        if self.text_mode not in MODES:
+        if self.classes:
+            check_class_names(self.classes)
+        check_templates(self.templates)
+        if self.text_mode not in TEXT_MODES:
             raise ValueError(
-                f"text_mode={self.text_mode!r} is unknown: {did_you_mean(self.text_mode, MODES)}"
+                f"text_mode={self.text_mode!r} is unknown: "
+                f"{did_you_mean(self.text_mode, TEXT_MODES)}"
             )
 
 
@@ -47,14 +54,28 @@ class ClassNamesHead(Head):
     text: ClassVar[TextKind] = "classes"
     config: ClassNamesConfig
 
+    @property
+    def fixed_classes(self) -> bool:
+        """Whether it can answer about `config.classes` alone, all of them at once.
+
+        Batches then ask about that very list, and labels are numbers in it.
+        """
+        return False
+
     def texts(self, processor: Processor, words: Sequence[ClassName] | str | None) -> Texts:
         """Turn class names into texts; None means those that the head was trained on.
 
         Raises:
-            ValueError: there are no names, or they are not fit to be any.
+            TypeError, ValueError: there are no names, they are not fit to be any, or others than
+                those that the head was built for where these are fixed.
         """
         config = self.config
         classes = [words] if isinstance(words, str) else list(words or config.classes)
+        if self.fixed_classes and [*map(names_of, classes)] != [*map(names_of, config.classes)]:
+            raise ValueError(
+                f"this head knows {len(config.classes)} fixed classes and answers about all of "
+                f"them: leave the names out, or pass {[names_of(k)[0] for k in config.classes]}"
+            )
         if not classes:
             raise ValueError(
                 "this head keeps no class names of its own: say which classes to look for, as in "
@@ -126,7 +147,8 @@ class TextEmbedding(nn.Module):
         """Embed what `read_mentions` read, (B, M, D), in the dtype of the layers."""
         dtype = self.tokens.weight.dtype
         sentence: Tensor = self.sentence(read.sentence.to(dtype))
-        return sentence + self.tokens(read.tokens.to(dtype))
+        named: Tensor = self.tokens(read.tokens.to(dtype))
+        return sentence + named
 
 
 def real_classes(mentions: Mentions, expression_mask: Tensor | None) -> Tensor | None:

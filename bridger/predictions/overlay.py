@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,21 +28,40 @@ def draw(
     least_side: int,
 ) -> Image.Image:
     """Draw the masks; see `Prediction.overlay`."""
-    picture = Image.fromarray(read_picture(image).permute(1, 2, 0).contiguous().numpy())
+    picture = opened(image)
     height, width = prediction.masks.shape[1:]
     if picture.size != (width, height):
         raise ValueError(
             f"the masks are {width} x {height} pixels, the picture is {picture.width} x "
             f"{picture.height}; pass the picture that they were predicted for"
         )
-    factor = max(1.0, least_side / max(width, height))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    picture = picture.resize(size, Image.Resampling.BICUBIC)
-    masks = [smooth(mask, size) for mask in prediction.masks]
-    line = max(1.5, max(size) / 320)
+    picture = enlarged(picture, least_side)
+    masks = [smooth(mask, picture.size) for mask in prediction.masks]
+    line = max(1.5, max(picture.size) / 320)
     canvas = _paint(np.asarray(picture, dtype=np.float32), masks, line)
     drawn = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
     return drawn if words is None else _caption(drawn, words, prediction.scores.tolist())
+
+
+def opened(image: ImageLike) -> Image.Image:
+    """Return a picture of any kind as one to draw on."""
+    return Image.fromarray(read_picture(image).permute(1, 2, 0).contiguous().numpy())
+
+
+def enlarged(picture: Image.Image, least_side: int) -> Image.Image:
+    """Enlarge a picture whose longer side is smaller than that many pixels."""
+    factor = max(1.0, least_side / max(picture.size))
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def font_for(lines: Sequence[str], letters: int, room: float) -> Any:
+    """Return a font of that many pixels, or a smaller one in which every line fits the room."""
+    font = ImageFont.load_default(letters)
+    while letters > 8 and max(map(font.getlength, lines)) > room:
+        letters -= 1
+        font = ImageFont.load_default(letters)
+    return font
 
 
 def smooth(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> Pixels:
@@ -89,11 +108,7 @@ def _caption(picture: Image.Image, words: Sequence[str], scores: Sequence[float]
         f"{sentence}   {score:.2f}" if score > 0 else f"{sentence}   (nothing found)"
         for sentence, score in zip(words, scores, strict=True)
     ]
-    letters, room = round(0.6 * height), picture.width - 1.5 * height
-    font = ImageFont.load_default(letters)
-    while letters > 8 and max(map(font.getlength, lines)) > room:
-        letters -= 1  # smaller ones, so that no sentence is cut
-        font = ImageFont.load_default(letters)
+    font = font_for(lines, round(0.6 * height), picture.width - 1.5 * height)
     size = (picture.width, picture.height + height * len(lines))
     whole = Image.new("RGB", size, (24, 26, 30))
     whole.paste(picture)
