@@ -21,8 +21,8 @@ from torch import multiprocessing
 from bridger.cli import main
 from bridger.data import RefCOCO
 from bridger.data.scenes import write_scenes
-from bridger.evaluation import SegmentationMetrics, evaluate
-from bridger.evaluation.evaluate import plan_batches
+from bridger.evaluation import SegmentationMetrics, evaluate, pictures
+from bridger.evaluation.expressions import plan_batches
 from bridger.model import BridgedModel
 
 REFS = [(0, 3, 1), (1, 2, 1), (0, 1, 1), (2, 1, 1), (3, 3, 1), (4, 2, 1), (2, 1, 1)]
@@ -232,7 +232,7 @@ def test_shares_are_disjoint_and_make_up_the_whole(
     whole = evaluate(model, data, NEAR_MEDIAN, batch_size=4)
     shares = []
     for rank in range(world):
-        monkeypatch.setitem(evaluate.__globals__, "rank_and_world", lambda r=rank: (r, world))
+        monkeypatch.setattr(pictures, "rank_and_world", lambda r=rank: (r, world))
         shares.append(evaluate(model, data, NEAR_MEDIAN, batch_size=4).cases)
     cases = sorted((case for share in shares for case in share), key=lambda c: (c.index, c.order))
     assert tuple(cases) == whole.cases and min(map(len, shares)) > 0
@@ -255,7 +255,7 @@ def test_every_process_runs_as_many_batches(
     monkeypatch.setattr(type(model), "encode", counting)
     for rank in range(2):
         runs.append(0)
-        monkeypatch.setitem(evaluate.__globals__, "rank_and_world", lambda r=rank: (r, 2))
+        monkeypatch.setattr(pictures, "rank_and_world", lambda r=rank: (r, 2))
         reports.append(0)
         evaluate(model, data, batch_size=100, report=reporting)
     assert batches % 2 == 1 and runs == reports == [(batches + 1) // 2] * 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,19 +44,34 @@ def percentile_intervals(
     known = {name: ratio for name, ratio in ratios.items() if ratio.defined}
     if not known:
         return {}
-    above = _sums(groups, [ratio.above for ratio in known.values()])
-    below = _sums(groups, [ratio.below for ratio in known.values()])
-    epsilons = np.array([ratio.epsilon for ratio in known.values()])
+    drawn = resample(list(known.values()), groups, resamples, seed)
+    return dict(zip(known, ends(drawn, level), strict=True))
+
+
+def resample(
+    ratios: Sequence[Ratio], groups: npt.NDArray[Any], resamples: int = 2000, seed: int = 0
+) -> Floats:
+    """Return R figures in as many resamples of whole groups: (resamples, R).
+
+    Arguments as of `percentile_intervals`. A figure is nan in a resample in which nothing counts.
+    """
+    above = _sums(groups, [ratio.above for ratio in ratios])
+    below = _sums(groups, [ratio.below for ratio in ratios])
+    epsilons = np.array([ratio.epsilon for ratio in ratios])
     count, random = len(above), np.random.default_rng(seed)
     drawn = []
     for start in range(0, resamples, max(1, _AT_ONCE // count)):
         rows = min(resamples - start, max(1, _AT_ONCE // count))
         times = _draw(random, rows, count)
         totals = times @ below + epsilons
-        # A resample without any expression that counts has no figure.
         drawn.append(np.where(totals > 0, times @ above, np.nan) / np.where(totals > 0, totals, 1))
-    ends = np.nanquantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return {name: (float(low), float(high)) for name, low, high in zip(known, *ends, strict=True)}
+    return np.concatenate(drawn)
+
+
+def ends(drawn: Floats, level: float = 0.95) -> list[tuple[float, float]]:
+    """Return between which ends (low, high) the share `level` of each column (resamples, R) is."""
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def _sums(groups: npt.NDArray[Any], columns: list[Floats]) -> Floats:

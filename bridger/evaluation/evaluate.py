@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import torch
+from typing import cast
 
 from bridger.data import ReferringDataset
-from bridger.evaluation.judge import Batch, Judge
+from bridger.evaluation.expressions import count_expressions, plan_batches
+from bridger.evaluation.judge import Judge
 from bridger.evaluation.metrics import EPSILON
-from bridger.evaluation.ranks import gather, rank_and_world
+from bridger.evaluation.pictures import (
+    MeanSoFar,
+    Report,
+    head_for,
+    judge_batches,
+    processor_for,
+)
 from bridger.evaluation.result import Case, Evaluation
-from bridger.freezing import in_eval_mode
-from bridger.heads import ReferringSegmentationHead
+from bridger.heads.dense import DenseHead
 from bridger.model import BridgedModel
-
-Report = Callable[[int, int, float], None]
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 """At which masks are counted besides the one that is asked for: 0.05, 0.1 ... 0.95."""
@@ -62,22 +63,16 @@ def evaluate(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if model.processor is None:
-        raise RuntimeError("evaluating needs the model's processor; set model.processor")
-    dataset.require_pictures()
+    processor = processor_for(model, batch_size)
+    name = head_for(model, head, "referring_segmentation", "segment what sentences mean")
     batches = plan_batches(dataset, batch_size, first_sentence)
-    if not batches:
-        raise ValueError(f"{dataset!r} has no expression to judge")
     thresholds = (threshold, *(t for t in THRESHOLDS if t != threshold))
-    judge = Judge(model, model.processor, _referring_head(model, head), dataset, thresholds)
-    with in_eval_mode(model), torch.no_grad():
-        judged = _run(judge, batches, report)
-    judged = sorted(gather(judged), key=lambda batch: batch.number)
-    cases = sorted(
-        (case for batch in judged for case in batch.cases), key=lambda c: (c.index, c.order)
+    judge = Judge(model, processor, cast(DenseHead, model.heads[name]), dataset, thresholds)
+    so_far = MeanSoFar(_iou)
+    judged = judge_batches(
+        model, batches, judge, count_expressions, lambda found: so_far(found[0]), report
     )
+    cases = sorted((case for own, _ in judged for case in own), key=lambda c: (c.index, c.order))
     return Evaluation(
         name=dataset.name,
         split=dataset.split,
@@ -86,66 +81,10 @@ def evaluate(
         thresholds=thresholds,
         threshold=threshold,
         generalized=any(case.objects != 1 for case in cases),
-        loss=math.fsum(batch.loss * len(batch.cases) for batch in judged) / len(cases),
+        loss=math.fsum(loss * len(own) for own, loss in judged) / len(cases),
     )
 
 
-def plan_batches(dataset: ReferringDataset, batch_size: int, first_sentence: bool) -> list[Batch]:
-    """Group a split's pictures into batches of as many expressions each, so that none is padded.
-
-    Returns:
-        The batches, those of pictures with few expressions first.
-    """
-    counts = dataset.sentence_counts()
-    most = 1 if first_sentence else max(counts, default=0)
-    of_length: dict[int, Batch] = {}
-    for refs in dataset.pictures():
-        pairs = [(i, j) for i in refs for j in range(min(counts[i], most))]
-        if pairs:
-            of_length.setdefault(len(pairs), []).append(pairs)
-    batches = []
-    for length, pictures in sorted(of_length.items()):
-        together = max(1, batch_size // length)
-        batches += [pictures[at : at + together] for at in range(0, len(pictures), together)]
-    return batches
-
-
-def _referring_head(model: BridgedModel, asked: str | None) -> ReferringSegmentationHead:
-    name = model.head_name(asked)
-    head = model.heads[name]
-    if not isinstance(head, ReferringSegmentationHead):
-        raise ValueError(
-            f"head {name!r} is a {head.name} head, which was not trained to segment what "
-            f"sentences mean: name another one, or a data set of its own task"
-        )
-    return head
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """What came out of one batch."""
-
-    number: int
-    cases: list[Case]
-    loss: float  # the mean
-
-
-def _run(judge: Judge, batches: list[Batch], report: Report | None) -> list[_Judged]:
-    """Judge this process's share: every batch whose number leaves its rank as the remainder."""
-    rank, world = rank_and_world()
-    total = sum(len(pairs) for batch in batches[rank::world] for pairs in batch)
-    judged, done, ious = [], 0, 0.0
-    for start in range(0, len(batches), world):
-        number = start + rank
-        # Where parameters are sharded, every forward needs all processes: those for whom no batch
-        # is left in the last round repeat one, which does not count.
-        cases, loss = judge(batches[min(number, len(batches) - 1)])
-        if number < len(batches):
-            judged.append(_Judged(number, cases, loss))
-            done += len(cases)
-            for case in cases:
-                both, predicted = case.intersections[0], case.predicted[0]
-                ious += both / (predicted + case.area - both + EPSILON)
-        if report is not None:
-            report(done, total, ious / max(done, 1))
-    return judged
+def _iou(case: Case) -> float:
+    both, predicted = case.intersections[0], case.predicted[0]
+    return both / (predicted + case.area - both + EPSILON)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from bridger.evaluation.bootstrap import percentile_intervals
+from bridger.evaluation.expressions import ExpressionCase
 from bridger.evaluation.generalized import generalized_ious, generalized_ratios
 from bridger.evaluation.metrics import (
     Counts,
@@ -28,37 +29,15 @@ SMALL, LARGE = 32**2, 96**2  # pixels of the true mask, as in COCO's evaluation
 
 
 @dataclass(frozen=True)
-class Case:
-    """One expression, judged.
+class Case(ExpressionCase):
+    """One expression, judged by its mask.
 
     Attributes:
-        index: of the ref in its data set.
-        order: which of the ref's sentences it is, from 0.
-        image: file of the picture.
-        picture: what tells the picture from others, `ReferringDataset.picture_keys`.
-        ref_id: of the ref in its data set.
-        sent_id: of the sentence.
-        sentence: the expression.
-        kind: what sort of expression it is, "" where unknown.
-        source: name of the data set.
-        objects: how many annotated objects it means.
-        size: (h, w) of the picture.
         area: pixels of the true mask; 0: nothing is meant.
         intersections: pixels of the predicted and the true mask, at each of the thresholds.
         predicted: pixels of the predicted mask, at each of the thresholds.
     """
 
-    index: int
-    order: int
-    image: str
-    picture: str
-    ref_id: int
-    sent_id: int
-    sentence: str
-    kind: str
-    source: str
-    objects: int
-    size: tuple[int, int]
     area: int
     intersections: tuple[int, ...]
     predicted: tuple[int, ...]
