@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bridger.freezing import in_eval_mode
 from bridger.heads import HeadOutput
+from bridger.heads.windows import in_windows
 from bridger.texts import Texts
 
 if TYPE_CHECKING:
@@ -62,9 +63,16 @@ def predict_one(
     processor = required_processor(model)
     chosen = model.heads[head]
     texts = chosen.texts(processor, words)
-    pixels, placement = processor.image(image)
     with in_eval_mode(model):
-        output = answer(model, head, pixels.unsqueeze(0), texts, rows_at_once)
+
+        def ask(pixels: Tensor) -> HeadOutput:
+            return answer(model, head, pixels, texts, rows_at_once)
+
+        if "window" in options:
+            at_once = max(1, rows_at_once // len(texts.input_ids))
+            return in_windows(chosen, ask, processor, image, texts, at_once=at_once, **options)
+        pixels, placement = processor.image(image)
+        output = ask(pixels.unsqueeze(0))
     return chosen.results(output, processor, [placement], texts, **options)[0]
 
 

@@ -10,6 +10,7 @@ from bridger.heads.classification import (
 from bridger.heads.dense import DenseHead
 from bridger.heads.referring import ReferringConfig, ReferringSegmentationHead
 from bridger.heads.registry import get_head, list_heads, register_head
+from bridger.heads.semantic import SemanticConfig, SemanticSegmentationHead
 
 __all__ = [
     "ClassNamesConfig",
@@ -22,6 +23,8 @@ __all__ = [
     "HeadOutput",
     "ReferringConfig",
     "ReferringSegmentationHead",
+    "SemanticConfig",
+    "SemanticSegmentationHead",
     "get_head",
     "list_heads",
     "register_head",

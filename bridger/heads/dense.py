@@ -6,15 +6,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from bridger.heads.base import Head, HeadOutput
+from bridger.predictions.maps import PictureMaps, Piece
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
-
-Maps = npt.NDArray[np.float32]
 
 
 class DenseHead(Head):
@@ -25,11 +22,11 @@ class DenseHead(Head):
         """Turn logits into the probabilities that results are made of, in the same shape."""
 
     @abstractmethod
-    def result(self, maps: Maps, texts: Texts, output: HeadOutput, index: int) -> Any:
+    def result(self, maps: PictureMaps, texts: Texts, output: HeadOutput, index: int) -> Any:
         """Turn a picture's probabilities into what `predict` returns.
 
         Args:
-            maps: (N, h, w) at the picture's size.
+            maps: N of them at the picture's size; `np.asarray(maps)` is an array (N, h, w).
             texts: what was asked.
             output: where the maps come from.
             index: number of the picture in it.
@@ -45,8 +42,34 @@ class DenseHead(Head):
         **options: Any,
     ) -> list[Any]:
         """Bring probabilities to the pictures' sizes, and make results of them."""
-        rows = self.probabilities(output.logits).float().cpu()
+        pieces = self.pieces(output, placements)
         return [
-            self.result(processor.restore(maps, placement), texts, output, index, **options)
-            for index, (maps, placement) in enumerate(zip(rows, placements, strict=True))
+            self.result(
+                PictureMaps((piece,), piece.placement.size, processor.restore),
+                texts,
+                output,
+                index,
+                **options,
+            )
+            for index, piece in enumerate(pieces)
+        ]
+
+    def pieces(
+        self,
+        output: HeadOutput,
+        placements: Sequence[Placement],
+        corners: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Piece]:
+        """Return the probabilities of B pictures, or of B windows of one.
+
+        Args:
+            output: about them.
+            placements: (B) where each lies in the input.
+            corners: (B) where each window begins in its picture, row and column.
+        """
+        cells = self.probabilities(output.logits).float().cpu()
+        corners = corners or [(0, 0)] * len(cells)
+        return [
+            Piece(c, placement, *corner)
+            for c, placement, corner in zip(cells, placements, corners, strict=True)
         ]

@@ -90,7 +90,13 @@ def dice_loss(logits: Tensor, targets: Tensor, expression_mask: Tensor | None = 
     Args:
         logits, targets, expression_mask: as in `text_to_pixel_loss`.
     """
-    probabilities = logits.sigmoid()
+    return soft_dice(logits.sigmoid(), targets, expression_mask)
+
+
+def soft_dice(
+    probabilities: Tensor, targets: Tensor, expression_mask: Tensor | None = None
+) -> Tensor:
+    """Return the Dice loss of probabilities (B, N, h, w); otherwise as `dice_loss`."""
     both = (probabilities * targets).sum(dim=(-2, -1))
     all_in_all = (probabilities + targets).sum(dim=(-2, -1))
     return mean_of_expressions(1 - (2 * both + 1) / (all_in_all + 1), expression_mask)

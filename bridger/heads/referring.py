@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.base import HeadOutput
-from bridger.heads.dense import DenseHead, Maps
+from bridger.heads.dense import DenseHead
 from bridger.heads.fusing import FusingConfig, FusingHead
 from bridger.heads.losses import dice_loss, mask_targets, no_target_loss, text_to_pixel_loss
 from bridger.heads.projector import Projector
 from bridger.heads.registry import register_head
 from bridger.predictions import Prediction
+from bridger.predictions.maps import PictureMaps
 from bridger.texts import Texts
 
 THRESHOLD = 0.35  # the paper's
@@ -131,7 +133,7 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
 
     def result(
         self,
-        maps: Maps,
+        maps: PictureMaps,
         texts: Texts,
         output: HeadOutput,
         index: int,
@@ -140,7 +142,7 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
         """Cut a picture's probabilities (N, h, w) at the threshold, 0 to 1."""
         scores = output.no_target
         none = None if scores is None else scores[index].sigmoid().cpu().numpy()
-        return Prediction.from_probabilities(maps, threshold, none)
+        return Prediction.from_probabilities(np.asarray(maps), threshold, none)
 
     def _logits(self, features: BridgedFeatures) -> tuple[Tensor, Tensor | None]:
         dtype = self.projector.sentence.weight.dtype
