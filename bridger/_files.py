@@ -46,6 +46,26 @@ def staging(folder: Path) -> Iterator[Path]:
         _move_files(fresh, folder, mode)
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, whose files and folders go to `folder` at the end, whole.
+
+    They go in the order of their names, files last: where a file is, everything is. After an
+    error nothing is left in `folder`.
+
+    Raises:
+        FileExistsError: one of them is in `folder` already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
+        yield (fresh := Path(name))
+        made = sorted(fresh.iterdir(), key=lambda path: (path.is_file(), path.name))
+        if there := [folder / path.name for path in made if (folder / path.name).exists()]:
+            raise FileExistsError(f"{there[0]} exists already")
+        for path in made:
+            os.replace(path, folder / path.name)
+
+
 def _move_files(source: Path, target: Path, mode: int) -> set[str]:
     files = sorted(path for path in source.iterdir() if path.is_file())
     for path in files:

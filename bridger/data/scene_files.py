@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ import numpy as np
 from bridger._files import replacing
 from bridger.data.generalized import Said
 from bridger.data.refs import NO_TARGET
-from bridger.data.sprites import kinds
+from bridger.data.sprites import Kind, kinds
 
 if TYPE_CHECKING:
-    from bridger.data.scenes import Scene, SceneObject
+    from bridger.data.composing import SceneObject
+    from bridger.data.scenes import Scene
 
 # The refs come last: where they are, the scenes are complete.
 LAYOUTS = {
@@ -56,29 +57,14 @@ class SceneWriter:
         height, width = scene.image.shape[:2]
         image = {"id": number, "file_name": name, "height": height, "width": width}
         self.images.append(image)
-        added = [self._add_annotation(number, thing) for thing in scene.objects]
+        first = len(self.annotations) + 1
+        added = [annotation(thing, first + i, number) for i, thing in enumerate(scene.objects)]
+        self.annotations += added
         of_targets: dict[tuple[int, ...], list[Said]] = {}
         for one in said:
             of_targets.setdefault(one.targets, []).append(one)
         for targets, sentences in sorted(of_targets.items()):
             self._add_ref(split, image, [added[i] for i in targets], sentences)
-
-    def _add_annotation(self, image_id: int, thing: SceneObject) -> dict[str, Any]:
-        from pycocotools import mask as rle
-
-        encoded = rle.encode(np.asfortranarray(thing.mask, dtype=np.uint8))
-        self.annotations.append(
-            {
-                "id": len(self.annotations) + 1,
-                "image_id": image_id,
-                "category_id": thing.kind.index + 1,
-                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
-                "bbox": list(map(float, thing.box)),
-                "area": float(thing.mask.sum()),
-                "iscrowd": 0,
-            }
-        )
-        return self.annotations[-1]
 
     def _add_ref(
         self,
@@ -117,26 +103,52 @@ class SceneWriter:
 
     def close(self) -> None:
         """Write the annotations."""
-        categories = [
-            {
-                "id": k.index + 1,
-                "name": k.name,
-                "supercategory": k.hypernyms[0] if k.hypernyms else "",
-            }
-            for k in kinds()
-        ]
-        instances = {
-            "info": {"description": "bridger's scenes in the format of RefCOCO"},
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": categories,
-        }
+        said = "bridger's scenes in the format of RefCOCO"
+        whole = instances(said, self.images, self.annotations, kinds())
         refs = self.folder / LAYOUTS[self.layout]
         refs.parent.mkdir(exist_ok=True)
         with replacing(refs.with_name("instances.json")) as path:
-            path.write_text(json.dumps(instances), encoding="utf-8")
+            path.write_text(json.dumps(whole), encoding="utf-8")
         with replacing(refs) as path:
             if self.layout == "refcoco":
                 path.write_bytes(pickle.dumps(self.refs, protocol=2))
             else:
                 path.write_text(json.dumps(self.refs), encoding="utf-8")
+
+
+def annotation(thing: SceneObject, number: int, image_id: int) -> dict[str, Any]:
+    """Return an object as COCO has it; its category is known by the kind's place in the atlas."""
+    from pycocotools import mask as rle
+
+    encoded = rle.encode(np.asfortranarray(thing.mask, dtype=np.uint8))
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": thing.kind.index + 1,
+        "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
+        "bbox": list(map(float, thing.box)),
+        "area": float(thing.mask.sum()),
+        "iscrowd": 0,
+    }
+
+
+def instances(
+    description: str,
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    categories: Sequence[Kind],
+) -> dict[str, Any]:
+    """Return the whole of COCO's `instances.json`."""
+    return {
+        "info": {"description": description},
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {
+                "id": kind.index + 1,
+                "name": kind.name,
+                "supercategory": kind.hypernyms[0] if kind.hypernyms else "",
+            }
+            for kind in categories
+        ],
+    }

@@ -12,39 +12,20 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bridger.data.expressions import Describer, Expression, Seen
+from bridger.data.composing import SceneObject, check_size, compose, usual_sizes
+from bridger.data.expressions import Describer, Expression
 from bridger.data.generalized import Said, generalize
 from bridger.data.scene_files import LAYOUTS, SceneWriter
-from bridger.data.sprites import TINTS, Kind, kinds
-from bridger.predictions import box_of
+from bridger.data.scene_label_files import LABEL_LAYOUTS, write_labelled_scenes
+from bridger.data.sprites import Kind, kinds
 
 SPLITS = ("train", "val", "testA", "testB")
 IDS_PER_SPLIT = 1_000_000  # image ids of a split start at its number times this
-MIN_VISIBLE = 0.7  # share of an object that nothing may hide
 ANNOTATIONS = LAYOUTS["refcoco"]
-SIZES = (0.22, 0.42)  # longer side of an object, as a fraction of the picture's side
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One object of a scene.
-
-    Attributes:
-        kind: what it is.
-        mask: (H, W) bool, what is visible of it.
-        box: (x, y, width, height) of the mask in pixels.
-        seen: what can be said about it.
-    """
-
-    kind: Kind
-    mask: npt.NDArray[np.bool_]
-    box: tuple[int, int, int, int]
-    seen: Seen
 
 
 @dataclass(frozen=True)
@@ -79,47 +60,29 @@ def make_scene(split: str, index: int, seed: int = 0, size: int = 128) -> Scene:
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; scenes have {', '.join(SPLITS)}")
-    if size < 32:
-        raise ValueError(f"scenes need at least 32 x 32 pixels to be read, got {size}")
+    check_size(size)
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     words = random.Random(int(rng.integers(2**62)))
     while True:
         scene = _try_scene(split, rng, words, size)
-        if scene.expressions:
+        if scene is not None:
             return scene
 
 
-def _try_scene(split: str, rng: np.random.Generator, words: random.Random, size: int) -> Scene:
-    from bridger.data.painting import paint, paint_background
-
+def _try_scene(
+    split: str, rng: np.random.Generator, words: random.Random, size: int
+) -> Scene | None:
     chosen, asked = _choose_kinds(split, words)
-    placements = _arrange(chosen, words)
-    image, masks, hidden = paint(placements, paint_background(rng, size, size))
-    covered = masks.sum(axis=(1, 2))
-    objects = []
-    for placement, mask in zip(placements, masks, strict=True):
-        if not mask.any():
-            return Scene(image, (), ())
-        kind = kinds()[placement.kind]
-        x0, y0, x1, y1 = box_of(mask)
-        box = (x0, y0, x1 - x0, y1 - y0)
-        seen = Seen(
-            kind,
-            x=(box[0] + box[2] / 2) / size,
-            y=(box[1] + box[3] / 2) / size,
-            size=placement.size,
-            colour=placement.tint or kind.colour,
-        )
-        objects.append(SceneObject(kind, mask, box, seen))
-    whole = covered + hidden.sum(axis=1)
-    if (covered < MIN_VISIBLE * whole).any():
-        return Scene(image, (), ())
+    composed = compose(chosen, usual_sizes(len(chosen)), rng, words, size)
+    if composed is None:
+        return None
+    objects = composed.objects
     may_name = [i for i, o in enumerate(objects) if split == "testB" or not o.kind.held_out]
-    scale = (128 / size) ** 2
-    describer = Describer([o.seen for o in objects], (hidden * scale).tolist(), may_name, words)
+    hidden = composed.hidden * (128 / size) ** 2
+    describer = Describer([o.seen for o in objects], hidden.tolist(), may_name, words)
     targets = [i for i in may_name if objects[i].kind.index in asked]
     expressions = [e for target in targets for e in describer.describe(target)]
-    return Scene(image, tuple(objects), tuple(expressions))
+    return Scene(composed.image, objects, tuple(expressions)) if expressions else None
 
 
 def _choose_kinds(split: str, words: random.Random) -> tuple[list[Kind], set[int]]:
@@ -145,80 +108,42 @@ def _choose_kinds(split: str, words: random.Random) -> tuple[list[Kind], set[int
     return chosen, asked
 
 
-def _arrange(chosen: list[Kind], words: random.Random) -> list[Any]:
-    """Place the objects so that they hardly overlap; sizes and tints differ among equals."""
-    from bridger.data.painting import Placement
-
-    largest = SIZES[1] if len(chosen) < 5 else 0.36
-    tinted = words.random() < 0.6
-    sizes = [words.uniform(SIZES[0], largest) for _ in chosen]
-    spots = _spread(sizes, words)
-    placements = []
-    for kind, size, (x, y) in zip(chosen, sizes, spots, strict=True):
-        tint = None
-        if tinted and kind.tintable and words.random() < 0.7:
-            tint = words.choice(list(TINTS))
-        placements.append(
-            Placement(
-                kind=kind.index,
-                x=x,
-                y=y,
-                size=size,
-                angle=words.uniform(-20, 20),
-                flip=words.random() < 0.5,
-                light=words.uniform(0.85, 1.15),
-                tint=tint,
-            )
-        )
-    return placements
-
-
-def _spread(sizes: list[float], words: random.Random) -> list[tuple[float, float]]:
-    """Draw centres until objects keep apart; the wanted distance shrinks with every failure."""
-    apart = 0.5
-    while True:
-        spots: list[tuple[float, float]] = []
-        for i, size in enumerate(sizes):
-            margin = 0.45 * size
-            for _ in range(20):
-                x, y = words.uniform(margin, 1 - margin), words.uniform(margin, 1 - margin)
-                if all(
-                    (x - a) ** 2 + (y - b) ** 2 > (apart * (size + sizes[j])) ** 2
-                    for j, (a, b) in enumerate(spots)
-                ):
-                    spots.append((x, y))
-                    break
-            if len(spots) <= i:
-                break
-        if len(spots) == len(sizes):
-            return spots
-        apart *= 0.97
-
-
 def write_scenes(
     folder: str | os.PathLike[str],
     counts: Mapping[str, int],
     size: int = 128,
     seed: int = 0,
     layout: str = "refcoco",
+    classes: int = 48,
 ) -> None:
     """Write scenes to disk in a published data set's own format, so that the same reader serves.
 
-    The folder then holds `refcoco/refs(unc).p` or `grefcoco/grefs(unc).json`, `instances.json`
-    beside it, and `images/train2014/`. Masks are run-length encoded, and thus exact. Both layouts
-    may be written to one folder: their pictures are the same.
+    - "refcoco", where every expression means one object, and "grefcoco", where about a third of
+      them mean one object, several and none each (see `bridger.data.generalized`): the folder then
+      holds `refcoco/refs(unc).p` or `grefcoco/grefs(unc).json`, `instances.json` beside it, and
+      `images/train2014/`. Both may be written to one folder: their pictures are the same.
+    - "segmented", "boxed" and "classified", with classes in place of expressions: see
+      `bridger.data.scene_label_files`.
+
+    Masks are exact. After an interrupt nothing is there that would be read as a data set.
 
     Args:
         folder: where to write.
-        counts: how many scenes of each split, such as {"train": 2000, "val": 200}.
+        counts: how many scenes of each split, such as {"train": 2000, "val": 200}; splits are
+            train, val, testA and testB, or with classes train, val and test.
         size: the pictures' side in pixels.
         seed: see `make_scene`.
-        layout: "refcoco", every expression means one object; or "grefcoco", about a third of them
-            mean one object, several and none each (see `bridger.data.generalized`).
+        layout: one of the five.
+        classes: how many classes there are, see `bridger.data.scene_labels.scene_classes`; scenes
+            with expressions have none.
 
     Raises:
-        ValueError: there is no such split or layout.
+        ValueError: there is no such split or layout, or no such number of classes.
+        FileExistsError: scenes with classes want a folder of their own, and this one is used.
     """
+    if layout in LABEL_LAYOUTS:
+        write_labelled_scenes(Path(folder), counts, size, seed, layout, classes)
+        return
     if unknown := set(counts) - set(SPLITS):
         raise ValueError(f"there are no splits {sorted(unknown)}; scenes have {SPLITS}")
     writer = SceneWriter(Path(folder), layout)
