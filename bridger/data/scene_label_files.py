@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ def _write_segmented(
             drawn = Image.fromarray(labels)
             drawn.putpalette(_palette())  # numbers all the same; for people's eyes
             drawn.save(places[1] / f"{index:06d}.png")
-    _write_classes(folder, classes, "background")
+    _write_classes(folder, lambda some: ["background", *(kind.name for kind in some)], classes)
 
 
 def _write_boxed(
@@ -107,10 +107,10 @@ def _write_classified(
     for split, count in counts.items():
         for index in range(count):
             scene, kind = make_classified_scene(split, index, classes, seed, size)
-            place = folder / split / kind.name.replace(" ", "_")
+            place = folder / split / _folder_name(kind)
             place.mkdir(parents=True, exist_ok=True)
             _save(scene, place / f"{index:06d}.jpg")
-    _write_classes(folder, classes)
+    _write_classes(folder, lambda some: map(_folder_name, some), classes)
 
 
 LABEL_LAYOUTS = {
@@ -126,10 +126,15 @@ def _save(scene: Composition, path: Path) -> None:
     Image.fromarray(scene.image).save(path, quality=95, subsampling=0)
 
 
-def _write_classes(folder: Path, classes: Sequence[Kind], *before: str) -> None:
+def _folder_name(kind: Kind) -> str:
+    return kind.name.replace(" ", "_")
+
+
+def _write_classes(
+    folder: Path, lines: Callable[[Sequence[Kind]], Iterable[str]], classes: Sequence[Kind]
+) -> None:
     for name, some in (("classes_train.txt", seen_only(classes)), (CLASSES_FILE, classes)):
-        lines = [*before, *(kind.name for kind in some)]
-        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (folder / name).write_text("".join(f"{line}\n" for line in lines(some)), encoding="utf-8")
 
 
 def _palette() -> list[int]:
