@@ -12,9 +12,12 @@ from bridger.config import did_you_mean
 FORMAT_VERSION = 1
 
 # (keys that must be there, keys that may be)
-TOP = (("format_version", "bridger_version", "towers", "encoder", "heads", "processor"), ("etris",))
+TOP = (
+    ("format_version", "bridger_version", "towers", "encoder", "heads", "processor"),
+    ("etris", "trained_on"),
+)
 TOWERS = (("vision", "text"), ())
-ENCODER = (("stages", "bridgers", "trainable", "connect"), ("word_length", "peft"))
+ENCODER = (("stages", "bridgers", "trainable", "connect"), ("word_length", "peft", "spec"))
 PEFT = (("side", "path", "adapter", "config"), ())
 HEAD = (("type", "config", "loss_weight"), ())
 TOWER = ("library", "class", "name", "num_blocks", "widths")  # generic ones say more

@@ -91,7 +91,10 @@ def required_processor(model: BridgedModel) -> Processor:
 
 
 def texts_by_head(
-    model: BridgedModel, flat: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]] | None
+    model: BridgedModel,
+    flat: Mapping[str, Any],
+    texts: Mapping[str, Mapping[str, Any]] | None,
+    targets: Mapping[str, Any],
 ) -> dict[str, tuple[list[str], Mapping[str, Any]]]:
     """Group heads by the text that they read, so that each text is run once.
 
@@ -100,13 +103,14 @@ def texts_by_head(
         flat: the one text of a batch, by `TEXT_KEYS`, None where not given.
         texts: texts by name: a head reads the one that has the head's own name, or else the one
             called as its kind, "expressions" or "classes"; a head without either rests.
+        targets: labels by head name.
 
     Returns:
         By the text's name the heads that read it, and its tensors.
 
     Raises:
         TypeError: both or neither are given.
-        ValueError: a text has an unknown key, or no head reads it.
+        ValueError: a text has an unknown key, no head reads it, or a head with labels has none.
     """
     given = {key: value for key, value in flat.items() if value is not None}
     if (texts is None) == (not given):
@@ -124,6 +128,12 @@ def texts_by_head(
     if unread := set(texts) - set(groups):
         kinds = {name: head.text for name, head in model.heads.items()}
         raise ValueError(f"no head reads the texts {sorted(unread)}; the heads read {kinds}")
+    reading = [name for names, _ in groups.values() for name in names]
+    if silent := [name for name in targets if name not in reading]:
+        raise ValueError(
+            f"there are labels for {silent[0]!r}, and no text for it: texts must hold "
+            f"{silent[0]!r} or {model.heads[silent[0]].text!r}, got {sorted(texts)}"
+        )
     return groups
 
 

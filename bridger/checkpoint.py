@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,16 @@ from bridger.towers.registry import tower_as_saved
 if TYPE_CHECKING:
     from bridger.model import BridgedModel
 
-CONFIG_FILE, WEIGHTS_FILE = "bridger_config.json", "bridger.safetensors"
+
+class FolderFiles(NamedTuple):
+    """Names of the files that belong together in a folder."""
+
+    config: str
+    weights: str
+
+
+ADAPTER_FILES = FolderFiles("bridger_config.json", "bridger.safetensors")
+WEIGHTS_FILE = ADAPTER_FILES.weights
 
 
 def save(
@@ -54,33 +64,52 @@ def save(
     Raises:
         NotADirectoryError: `folder` is a file.
     """
+    write(
+        Path(folder),
+        ADAPTER_FILES,
+        describe(model),
+        model.adapter_state_dict(),
+        dtype=dtype,
+        layout=model.etris_layout,
+        processor=model.processor,
+    )
+
+
+def write(
+    folder: Path,
+    files: FolderFiles,
+    config: Mapping[str, Any],
+    own: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    layout: ReleasedLayout | None = None,
+    processor: Processor | None = None,
+) -> None:
+    """Write a config, tensors, and what else there is; arguments and errors as of `save`."""
     from safetensors.torch import save_file
 
-    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; an adapter is saved as a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    config = describe(model)
     text = json.dumps(config, indent=2) + "\n"
-    own = model.adapter_state_dict()
     tensors = {
         name: whole(t).detach().to("cpu", dtype if t.is_floating_point() else None).contiguous()
         for name, t in own.items()
     }
     if any(map(is_sharded, own.values())) and torch.distributed.get_rank() > 0:
         return
-    if model.etris_layout is not None:
-        tensors |= model.etris_layout.tensors()
+    if layout is not None:
+        tensors |= layout.tensors()
     # The last one is put in place first: weights that need a processor find it.
     with (
-        replacing(folder / CONFIG_FILE) as readable,
-        replacing(folder / WEIGHTS_FILE) as weights,
+        replacing(folder / files.config) as readable,
+        replacing(folder / files.weights) as weights,
         staging(folder) as fresh,
     ):
         save_file(tensors, weights, metadata={"format": "pt", "bridger_config": text})
         readable.write_text(text)
-        if model.processor is not None:
-            model.processor.save(fresh)
+        if processor is not None:
+            processor.save(fresh)
 
 
 def describe(model: BridgedModel) -> dict[str, Any]:
@@ -102,6 +131,7 @@ def describe(model: BridgedModel) -> dict[str, Any]:
             "connect": encoder.connect,
             "word_length": encoder.word_length,
             "peft": describe_peft(encoder.peft_parts()),
+            "spec": asdict(encoder.spec),
         },
         "heads": {
             name: {
@@ -120,12 +150,15 @@ def load(
     folder: str | os.PathLike[str],
     vision_model: nn.Module | VisionTower,
     text_model: nn.Module | TextTower,
+    chosen: Sequence[str] | None = None,
 ) -> BridgedModel:
     """Attach a saved adapter to its towers; see `BridgedModel.from_pretrained`."""
     from bridger.model import BridgedModel
 
     folder = Path(folder)
     config, tensors = read(folder)
+    if chosen is not None:
+        config, tensors = _with_heads(config, tensors, chosen, folder)
     parts = config["encoder"]
     peft = parts.get("peft", [])
     text_model = wrap_prompts(text_model, peft)
@@ -165,8 +198,24 @@ def load(
     return model.eval()
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the config and the tensors of an adapter's folder.
+def _with_heads(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], chosen: Sequence[str], folder: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Leave out the heads that are not chosen."""
+    names = list(config["heads"])
+    if isinstance(chosen, str) or (unknown := [name for name in chosen if name not in names]):
+        found = chosen if isinstance(chosen, str) else unknown
+        raise ValueError(f"heads must be a list of the names in {folder}, {names}; got {found!r}")
+    left = tuple(f"heads.{name}." for name in names if name not in chosen)
+    heads = {name: config["heads"][name] for name in names if name in chosen}
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left)}
+    return {**config, "heads": heads}, kept
+
+
+def read(
+    folder: Path, files: FolderFiles = ADAPTER_FILES
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the config and the tensors of an adapter's folder, or of one with other files.
 
     Raises:
         FileNotFoundError: there is no adapter.
@@ -174,10 +223,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = folder / WEIGHTS_FILE
+    path = folder / files.weights
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} holds no adapter: expected {WEIGHTS_FILE} and {CONFIG_FILE} there, as "
+            f"{folder} holds no adapter: expected {files.weights} and {files.config} there, as "
             f"written by model.save_pretrained"
         )
     try:
@@ -190,7 +239,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
     if text is None:
         raise ValueError(f"{path} was not written by bridger: it carries no bridger_config")
-    readable = folder / CONFIG_FILE
+    readable = folder / files.config
     if readable.is_file() and readable.read_text() != text:
         warnings.warn(
             f"{readable} does not belong to {path.name}; using the config inside {path.name}",
@@ -233,13 +282,17 @@ def _check_towers(saved: Mapping[str, Any], towers: Mapping[str, Tower]) -> None
 
 
 def load_adapter_tensors(model: BridgedModel, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy saved tensors into the model, all or none.
+    """Copy an adapter's tensors into the model; see `copy_tensors`."""
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(SAVED)}
+    copy_tensors(model.adapter_state_dict(), tensors, source)
+
+
+def copy_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy saved tensors into others, all or none.
 
     Raises:
         ValueError: names are missing or unexpected, or shapes differ; all are listed.
     """
-    own = model.adapter_state_dict()
-    tensors = {name: t for name, t in tensors.items() if not name.startswith(SAVED)}
     problems = [f"missing: {name}" for name in own if name not in tensors]
     problems += [f"unexpected: {name}" for name in tensors if name not in own]
     problems += [

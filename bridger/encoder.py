@@ -322,19 +322,23 @@ class BridgedEncoder(HalfTowers):
 
     def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
         """Put one head on the features; its input widths are read from `spec`."""
+        return self.with_heads(head=(head, config))
+
+    def with_heads(
+        self,
+        *,
+        loss_weights: Mapping[str, float] | None = None,
+        **heads: type[Head] | tuple[type[Head], Mapping[str, Any]],
+    ) -> BridgedModel:
+        """Put several named heads on the features, each a class or a (class, config) pair.
+
+        Each starts from the numbers that it would have alone. Losses weigh 1, or as given.
+        """
         # The one import against the layers' order: users chain attach_bridgers(...).with_head.
         from bridger.model import BridgedModel
 
-        return BridgedModel.build(self, {"head": (head, config)})
-
-    def with_heads(
-        self, **heads: type[Head] | tuple[type[Head], Mapping[str, Any]]
-    ) -> BridgedModel:
-        """Put several named heads on the features, each a class or a (class, config) pair."""
-        from bridger.model import BridgedModel
-
         pairs = {k: v if isinstance(v, tuple) else (v, {}) for k, v in heads.items()}
-        return BridgedModel.build(self, pairs)
+        return BridgedModel.build(self, pairs, loss_weights)
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,29 +11,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bridger import checkpoint
+from bridger import checkpoint, head_files
 from bridger._etris_layout import ReleasedLayout
 from bridger.answering import ROWS_AT_ONCE, joined, predict_one, texts_by_head
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures, Mentions
-from bridger.half_towers import HalfTowers
 from bridger.heads import Head, HeadOutput
+from bridger.heads_of_model import build_heads, is_resting, parameter_groups, put_together
+from bridger.managed_heads import ManagedHeads
 from bridger.output import BridgedOutput
 from bridger.processing import Processor
 from bridger.recomputing import recompute
-from bridger.summary import count, trainable_line
-from bridger.tower_peft import tuned_parameters
+from bridger.summary import head_lines, trainable_line
 from bridger.towers import TextTower, VisionTower
 
 if TYPE_CHECKING:
     from bridger.processing import ImageLike
 
 
-PARTS = ("bridgers", "tower_tensors", "peft")
-"""Names of what is trained beside the heads."""
-
-
-class BridgedModel(HalfTowers):
+class BridgedModel(ManagedHeads):
     """Two frozen towers, the Bridgers between them, and one or more task heads.
 
     Args:
@@ -42,8 +38,14 @@ class BridgedModel(HalfTowers):
         processor: turns pictures and words into tensors; `predict` needs one.
         loss_weights: weight of each head's loss in the sum, 1 by default.
 
+    Attributes:
+        loss_weights: set an entry to weigh a head's loss. At 0 the head rests: in train mode it
+            is not run where there are labels, and it is no part of `parameter_groups`, so that
+            the others train to the same bits as if it was not there, from the same seed (set it
+            after building: each head that is built draws random numbers).
+
     Raises:
-        ValueError: a head has the name of another part.
+        ValueError: a head has a name that it cannot have, or a weight is none.
     """
 
     def __init__(
@@ -53,42 +55,25 @@ class BridgedModel(HalfTowers):
         processor: Processor | None = None,
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
-        if taken := [name for name in heads if name in PARTS]:
-            raise ValueError(
-                f"a head cannot be called {taken[0]!r}: {', '.join(PARTS)} are the groups of "
-                f"other parameters in parameter_groups(); choose another name"
-            )
-        self.encoder = encoder
-        self.heads: Mapping[str, Head] = nn.ModuleDict(dict(heads))  # type: ignore[assignment]
+        super().__init__(encoder, heads, loss_weights)
         self.processor = processor
         self.etris_layout: ReleasedLayout | None = None  # set by bridger.etris
-        self.loss_weights = {name: (loss_weights or {}).get(name, 1.0) for name in heads}
 
     @classmethod
     def build(
         cls,
         encoder: BridgedEncoder,
         heads: Mapping[str, tuple[type[Head], Mapping[str, Any]]],
+        loss_weights: Mapping[str, float] | None = None,
     ) -> BridgedModel:
         """Build heads, (class, config) by name, from the encoder's `spec`.
 
         Raises:
             TypeError: one is no class of heads.
         """
-        for name, (head, _) in heads.items():
-            if not (isinstance(head, type) and issubclass(head, Head)):
-                raise TypeError(
-                    f"head {name!r} must be a class of heads, such as ReferringSegmentationHead, "
-                    f"got {head!r}; bridger.heads.get_head gives a class by its registered name"
-                )
-        device = next(encoder.parameters()).device
-        built = {
-            name: head.from_spec(encoder.spec, **config).to(device)
-            for name, (head, config) in heads.items()
-        }
+        built = build_heads(encoder.spec, heads, next(encoder.parameters()).device)
         processor = Processor.infer(encoder.vision.module, encoder.text.module)
-        return cls(encoder, built, processor)
+        return cls(encoder, built, processor, loss_weights)
 
     def forward(
         self,
@@ -103,8 +88,8 @@ class BridgedModel(HalfTowers):
     ) -> BridgedOutput:
         """Run the encoder once for each text, and every head on the features of its own.
 
-        In train mode a head whose loss has weight 0 rests where there are labels: it draws no
-        random numbers, and moves no statistics.
+        In train mode, where there are labels, a head rests that has none, or whose loss has
+        weight 0: it draws no random numbers, moves no statistics and gives no output.
 
         Args:
             pixel_values: (B, 3, H, W).
@@ -118,16 +103,17 @@ class BridgedModel(HalfTowers):
                 and rests where there is neither.
 
         Returns:
-            Logits and, with labels, the loss.
+            The outputs of the heads that ran and, with labels, the loss.
 
         Raises:
             RuntimeError: there is no head.
             TypeError: no text, or both kinds.
-            ValueError: labels for heads that are not there, or inputs that do not fit.
+            ValueError: labels for heads that are not there or have no text, inputs that do not
+                fit, or every head rests.
         """
         if not len(self.heads):
             raise RuntimeError("this model has no head; encode() gives the bridged features")
-        targets = self._targets(labels)
+        targets = self.targets(labels)
         flat = dict(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -135,41 +121,19 @@ class BridgedModel(HalfTowers):
             mentions=mentions,
         )
         found: dict[str, HeadOutput] = {}
-        for names, text in texts_by_head(self, flat, texts).values():
-            names = [name for name in names if not self._rests(name, targets)]
+        for names, text in texts_by_head(self, flat, texts, targets).values():
+            names = [name for name in names if not is_resting(self, name, targets)]
             if names:
                 features = self.encode(pixel_values, **text)
                 mask = text.get("expression_mask")
                 found |= {n: self.heads[n](features, targets.get(n), mask) for n in names}
-        return self._output({name: found[name] for name in self.heads if name in found})
-
-    def _rests(self, name: str, targets: Mapping[str, Any]) -> bool:
-        return self.training and bool(targets) and not self.loss_weights[name]
-
-    def _output(self, outputs: Mapping[str, HeadOutput]) -> BridgedOutput:
-        result = BridgedOutput()
-        losses = [
-            self.loss_weights[name] * out.loss
-            for name, out in outputs.items()
-            if out.loss is not None
-        ]
-        if losses:
-            result["loss"] = torch.stack(losses).sum()
-        result["logits"] = next(iter(outputs.values())).logits
-        result["heads"] = outputs
-        return result
-
-    def _targets(self, labels: Any) -> Mapping[str, Any]:
-        if labels is None:
-            return {}
-        names = list(self.heads)
-        if not isinstance(labels, Mapping):
-            if len(names) > 1:
-                raise ValueError(f"with several heads, labels must be a dict by head name: {names}")
-            return {names[0]: labels}
-        if unknown := set(labels) - set(names):
-            raise ValueError(f"labels for unknown heads {sorted(unknown)}; the heads are {names}")
-        return labels
+        if not found:
+            raise ValueError(
+                f"every head rests: there are labels for {list(targets)}, and the losses weigh "
+                f"{dict(self.loss_weights)}; set one with model.loss_weights[name] = 1"
+            )
+        ordered = {name: found[name] for name in self.heads if name in found}
+        return put_together(ordered, self.loss_weights)
 
     def encode(
         self, *args: Any, mentions: Mentions | None = None, **kwargs: Any
@@ -232,24 +196,13 @@ class BridgedModel(HalfTowers):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return optimiser groups by part: "bridgers", "tower_tensors", "peft", then heads' names.
 
+        Heads whose loss has weight 0 rest, and have none.
         Set a group's "lr" before handing it to the optimiser to give parts rates of their own.
         """
-        encoder = self.encoder
-        encoder.peft_parts()  # what would train without effect is refused here
-        bridgers = encoder.bridgers.parameters() if encoder.bridgers else ()
-        others = (bridgers, encoder.tower_tensors.parameters(), tuned_parameters(encoder.towers))
-        parts: dict[str, Iterable[nn.Parameter]] = {
-            **dict(zip(PARTS, others, strict=True)),
-            **{name: head.parameters() for name, head in self.heads.items()},
-        }
-        groups = []
-        for name, part in parts.items():
-            if parameters := [p for p in part if p.requires_grad]:
-                groups.append({"name": name, "params": parameters})
-        return groups
+        return parameter_groups(self)
 
     def print_trainable_parameters(self) -> None:
-        """Print how much is trained, part by part, against the frozen towers."""
+        """Print how much is trained, part by part, what rests, and how much is frozen."""
         print(trainable_line(self))
 
     def summary(self, image_size: tuple[int, int] | None = None) -> str:
@@ -258,8 +211,8 @@ class BridgedModel(HalfTowers):
         Args:
             image_size: (H, W) of the pictures in pixels; see `bridger.summary.stage_table`.
         """
-        heads = [f"head {name}: {head.name}, {count(head):,}" for name, head in self.heads.items()]
-        return "\n".join([self.encoder.summary(image_size), *heads, trainable_line(self)])
+        lines = [self.encoder.summary(image_size), *head_lines(self), trainable_line(self)]
+        return "\n".join(lines)
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Return what is saved: Bridgers, heads, the adapter's tower tensors, peft's layers."""
@@ -286,18 +239,63 @@ class BridgedModel(HalfTowers):
         folder: str | os.PathLike[str],
         vision_model: nn.Module | VisionTower,
         text_model: nn.Module | TextTower,
+        *,
+        heads: Sequence[str] | None = None,
     ) -> BridgedModel:
         """Attach a saved adapter to the towers that it was made for.
+
+        Args:
+            folder: written by `save_pretrained`.
+            vision_model, text_model: the towers, as for `attach_bridgers`.
+            heads: names of the heads to load; None: all.
 
         Returns:
             The model in eval mode.
 
         Raises:
             FileNotFoundError: the folder holds no adapter.
-            ValueError: the adapter is for other towers, or its files do not fit together; every
-                mismatch is named, and the towers are left as they were.
+            ValueError: the adapter is for other towers, has no such head, or its files do not fit
+                together; every mismatch is named, and the towers are left as they were.
         """
-        return checkpoint.load(folder, vision_model, text_model)
+        return checkpoint.load(folder, vision_model, text_model, heads)
+
+    def save_head(self, folder: str | os.PathLike[str], name: str) -> None:
+        """Write one head to a folder of its own, without the Bridgers that it was trained with.
+
+        Its numbers mean something on the features of these Bridgers. `load_head` therefore warns
+        where others stand; save the adapter with `save_pretrained` to keep both together.
+
+        Args:
+            folder: made where there is none.
+            name: of the head.
+
+        Raises:
+            NotADirectoryError: `folder` is a file.
+            ValueError: there is no head of that name.
+        """
+        head_files.save(self, folder, self.head_name(name))
+
+    def load_head(
+        self, folder: str | os.PathLike[str], name: str | None = None, saved_as: str | None = None
+    ) -> None:
+        """Put a saved head on the features, with its loss weight.
+
+        Args:
+            folder: written by `save_head`, or by `save_pretrained`, whose other parts are not read.
+            name: what the head is called here; None: as it was.
+            saved_as: which of the folder's heads; None: the only one.
+
+        Warns:
+            UserWarning: the towers or Bridgers here are others than the head was trained with.
+
+        Raises:
+            FileNotFoundError: the folder holds no head.
+            ValueError: the folder's head is none or not the only one, its name is taken, it was
+                built for other widths, or its files do not fit together.
+        """
+        name, head, weight = head_files.load(self, folder, name, saved_as)
+        self._take_on(name, head)
+        self.loss_weights[name] = weight
 
     # Prediction.
 
@@ -350,19 +348,3 @@ class BridgedModel(HalfTowers):
             for picture, words in zip(images, asked, strict=True)
         ]
         return results if several else results[0]
-
-    def head_name(self, head: str | None = None) -> str:
-        """Return the name of the head that answers: the given one, or the only one.
-
-        Raises:
-            RuntimeError: there is no head.
-            ValueError: there are several and none is given, or there is none of that name.
-        """
-        names = list(self.heads)
-        if not names:
-            raise RuntimeError("this model has no head to predict with")
-        if head is None and len(names) > 1:
-            raise ValueError(f"several heads could answer; pass head= one of {names}")
-        if head is not None and head not in names:
-            raise ValueError(f"there is no head {head!r}; the heads are {names}")
-        return head or names[0]

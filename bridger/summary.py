@@ -45,16 +45,31 @@ def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = No
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def head_lines(model: BridgedModel) -> list[str]:
+    """Return one line per head: its type, the kind of text that it reads, its parameters."""
+    return [
+        f"head {name}: {head.name} on {head.text}, {count(head):,}"
+        for name, head in model.heads.items()
+    ]
+
+
 def trainable_line(model: BridgedModel) -> str:
-    """Return how much is trained, part by part, against the frozen towers."""
+    """Return how much is trained, part by part, what rests, and the frozen towers."""
     groups = model.parameter_groups()
     counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in groups}
     trained = sum(counts.values())
     frozen = count(model.encoder.towers) - counts.get("peft", 0)
-    parts = ", ".join(f"{name} {number:,}" for name, number in counts.items())
+    titles = {name: f"{name} on {head.text}" for name, head in model.heads.items()}
+    parts = ", ".join(f"{titles.get(name, name)} {number:,}" for name, number in counts.items())
+    resting = ", ".join(
+        f"{titles[name]} {count(head):,}"
+        for name, head in model.heads.items()
+        if not model.loss_weights[name]
+    )
     return (
         f"trainable parameters: {trained:,} ({parts}) || "
-        f"frozen towers: {frozen:,} || trainable: {100 * trained / (trained + frozen):.2f} %"
+        + (f"resting, with loss weight 0: {resting} || " if resting else "")
+        + f"frozen towers: {frozen:,} || trainable: {100 * trained / (trained + frozen):.2f} %"
     )
 
 
