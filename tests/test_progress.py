@@ -155,7 +155,7 @@ def test_lines_in_a_pipe_tell_the_best_so_far(
     ).train()
     out, err = capsys.readouterr()
     assert out == "" and "\r" not in err
-    assert "step 2/6: validation, first sentences: gIoU 50.00 %\n" in err
-    assert "step 4/6: validation, first sentences: gIoU 25.00 % (best so far: gIoU 50.00 %)" in err
-    assert "step 6/6: validation, first sentences: gIoU 75.00 %\n" in err
+    assert "step 2/6: validation: gIoU 50.00 %\n" in err
+    assert "step 4/6: validation: gIoU 25.00 % (best so far: gIoU 50.00 %)" in err
+    assert "step 6/6: validation: gIoU 75.00 %\n" in err
     assert "kept step 6: gIoU 75.00 %\n" in err

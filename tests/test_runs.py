@@ -22,10 +22,11 @@ from bridger.data.collate import CACHE_BYTES
 from bridger.data.scenes import write_scenes
 from bridger.evaluation.generalized import generalized_ratios
 from bridger.evaluation.metrics import values_of
+from bridger.tasks import get_task
+from bridger.tasks.referring_segmentation import GENERALIZED_METRICS
 from bridger.training import Recipe, train
 from bridger.training.callbacks import Interruption
-from bridger.training.recipe_checks import GENERALIZED_METRICS, METRICS
-from bridger.training.run import _check_metric, has_checkpoint
+from bridger.training.run import has_checkpoint
 
 HEAD = {"width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
 SMALL = Recipe(
@@ -124,14 +125,16 @@ def test_metrics_are_refused_where_they_are_not_defined(meant: tuple[int, ...]) 
     data: Any = [SimpleNamespace(ann_ids=tuple(range(count))) for count in meant]
     areas = np.array([10 * count for count in meant])
     given = values_of(generalized_ratios(areas, areas, areas)) if set(meant) != {1} else {}
-    for metric in METRICS:
+    task = get_task("referring_segmentation")
+    for metric in task.metrics:
+        recipe = SMALL.replace(metric=metric)
         if metric in given or metric not in GENERALIZED_METRICS:
-            _check_metric(metric, data)
+            task.check(recipe, data, data)
             continue
         with pytest.raises(ValueError, match=f"metric='{metric}'") as refused:
-            _check_metric(metric, data)
+            task.check(recipe, data, data)
         names = str(refused.value).rpartition("one of ")[2].split(", ")
-        assert names == [n for n in METRICS if n in given or n not in GENERALIZED_METRICS]
+        assert names == [n for n in task.metrics if n in given or n not in GENERALIZED_METRICS]
 
 
 def test_evaluations_let_ctrl_c_of_other_processes_in(
@@ -154,7 +157,7 @@ def test_workers_share_the_memory_for_pictures(
         assert cache == CACHE_BYTES // shares
         raise Made
 
-    monkeypatch.setattr("bridger.training.run.RaggedRefCollator", make)
+    monkeypatch.setattr("bridger.tasks.referring_segmentation.RaggedRefCollator", make)
     with pytest.raises(Made):
         run(scenes, tmp_path, workers=workers)
 

@@ -16,16 +16,17 @@ from bridger.cli.train_data import open_training
 if TYPE_CHECKING:
     from bridger.training import Recipe
 
-HELP = "tune Bridgers and head on referring expressions, by a recipe"
+HELP = "tune Bridgers and a head, by a recipe"
 EXAMPLES = """\
   bridger train --data scenes --out my-adapter
   bridger train --data scenes --out my-adapter --resume
   bridger train --data scenes --out alone --steps 500 --set bridgers=null
   bridger train etris-vit-b16-refcoco --data coco --out vit --set precision=bf16
+  bridger train --head detection --data boxes --out detector
   bridger train mine.json --data my-folder --out mine
   torchrun --nproc-per-node 2 -m bridger train etris-r50-refcoco --data coco --out r50
 """
-QUICKSTART = "quickstart"
+REFERRING = "referring_segmentation"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,14 @@ def register(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="RECIPE",
         help="a name (`bridger recipes` lists them) or a JSON file, as every run leaves one "
-        "(default: quickstart, which is for scenes)",
+        "(default: the one for scenes of the head's task)",
+    )
+    parser.add_argument(
+        "--head",
+        metavar="NAME",
+        help="what is trained: referring_segmentation, referring_comprehension, "
+        "semantic_segmentation, detection or classification (default: what the recipe says, else "
+        "referring_segmentation)",
     )
     add_data_options(parser)
     parser.add_argument(
@@ -75,11 +83,12 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say what was saved."""
     from bridger.checkpoint import WEIGHTS_FILE
+    from bridger.tasks import get_task
     from bridger.training.run import has_checkpoint, train
 
     recipe = recipe_from(args)
     training, validation = open_training(recipe, args.data, args.validation)
-    say(f"training on {training.name} {training.split}: {len(training)} refs")
+    say(f"training on {training.name} {training.split}: {get_task(recipe.task).size(training)}")
     started = time.monotonic()
     try:
         model = train(recipe, training, args.out, validation=validation, resume=args.resume)
@@ -101,13 +110,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def recipe_from(args: argparse.Namespace) -> Recipe:
     """Return the recipe that the arguments describe."""
+    from bridger.tasks import get_task
     from bridger.training import Recipe
     from bridger.training.run import RECIPE_FILE
 
     if args.resume and args.recipe is None and (args.out / RECIPE_FILE).is_file():
         recipe = Recipe.load(args.out / RECIPE_FILE)
     else:
-        recipe = find_recipe(args.recipe or QUICKSTART)
+        recipe = find_recipe(args.recipe or get_task(args.head or REFERRING).recipe)
+    if args.head not in (None, recipe.task):
+        raise ValueError(
+            f"--head {args.head} does not fit the recipe, which trains {recipe.task}: leave one "
+            f"of them out"
+        )
     # All at once: an option may mean something only beside another one.
     changed = recipe.replace(**_changes(recipe, args))
     # Figures that were published for other data are nothing to aim at.

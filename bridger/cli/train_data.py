@@ -3,72 +3,76 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bridger.cli.base import say
 
 if TYPE_CHECKING:
     from bridger.data import ReferringDataset
+    from bridger.tasks import Task
     from bridger.training import Recipe
 
 USUAL, NONE = "val", "none"
 
 
-def open_training(
-    recipe: Recipe, root: Path, asked: str | None
-) -> tuple[ReferringDataset, ReferringDataset | None]:
+def open_training(recipe: Recipe, root: Path, asked: str | None) -> tuple[Any, Any]:
     """Open the training split and the one that chooses the checkpoint; say what they are.
 
     Args:
-        recipe: its data sets, or the only one in the folder, are opened; several are mixed.
+        recipe: its task's data in the folder are opened: its data sets, of which several are
+            mixed, or the only one that is there.
         root: the folder.
         asked: the split to validate on, "none" for none; None: val, where there is one.
 
+    Returns:
+        The two splits, None in place of the second where nothing is validated on.
+
     Raises:
         ValueError: the split to validate on is a test split.
-        FileNotFoundError, ValueError, pickle.UnpicklingError: see `bridger.data.open_split`.
+        FileNotFoundError, ValueError, pickle.UnpicklingError: see `Task.open`.
     """
-    from bridger.data.catalog import the_only
+    from bridger.tasks import find_data, get_task
 
     if asked is not None and asked.startswith("test"):
         raise ValueError(
             f"checkpoints are never chosen on a test split, whose figures would then be selected: "
             f"got --validation {asked}"
         )
-    names = list(recipe.datasets) or [the_only(root)]
+    task = get_task(recipe.task)
+    names = find_data(task, root, recipe.datasets)
     _warn_of_length(recipe, names)
-    training = _open(root, "train", names)
-    split = asked or (USUAL if _have(root, names, USUAL) else NONE)
+    training = _open(task, root, "train", names)
+    split = asked or (USUAL if _have(task, root, names, USUAL) else NONE)
     if split == NONE:
         missing = "" if asked else f"there is no split {USUAL} (--validation names another), so "
         say(f"{missing}no checkpoint is chosen: the last adapter is kept")
         return training, None
-    validation = _open(root, split, names)
-    _warn_of_leaks(training, validation)
+    validation = _open(task, root, split, names)
+    if task.datasets:
+        _warn_of_leaks(training, validation)
     say(
         f"the best checkpoint is chosen by {recipe.metric} on {split} ({validation.name}, "
-        f"{len(validation)} first sentences), never on a test split"
+        f"{task.judged_size(validation)}), never on a test split"
     )
     return training, validation
 
 
-def _open(root: Path, split: str, names: list[str]) -> ReferringDataset:
-    from bridger.data import open_mixed, open_split
-
+def _open(task: Task, root: Path, split: str, names: Sequence[str | None]) -> Any:
     if len(names) == 1:
-        return open_split(root, split, names[0])
-    mixed = open_mixed(root, split, names)
+        return task.open(root, split, names[0])
+    from bridger.data import open_mixed
+
+    mixed = open_mixed(root, split, [name for name in names if name])
     for reason, count in mixed.left_out.items():
         if count:
             say(f"left out of {split}: {count} refs whose pictures are in {reason}")
     return mixed
 
 
-def _have(root: Path, names: list[str], split: str) -> bool:
-    from bridger.data.catalog import pictures_of
-
-    return all(split in pictures_of(root, name)[1] for name in names)
+def _have(task: Task, root: Path, names: Sequence[str | None], split: str) -> bool:
+    return all(split in task.splits(root, name) for name in names)
 
 
 def _warn_of_leaks(training: ReferringDataset, validation: ReferringDataset) -> None:
@@ -83,11 +87,11 @@ def _warn_of_leaks(training: ReferringDataset, validation: ReferringDataset) -> 
         )
 
 
-def _warn_of_length(recipe: Recipe, names: list[str]) -> None:
+def _warn_of_length(recipe: Recipe, names: Sequence[str | None]) -> None:
     from bridger.data import PUBLISHED
 
     for name in names:
-        usual = PUBLISHED[name].word_length if name in PUBLISHED else None
+        usual = PUBLISHED[name].word_length if name and name in PUBLISHED else None
         if recipe.word_length and usual and recipe.word_length < usual:
             warnings.warn(
                 f"the recipe cuts sentences to {recipe.word_length} tokens; for {name} the "

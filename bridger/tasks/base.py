@@ -14,23 +14,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from bridger.model import BridgedModel
+    from bridger.processing import Processor
     from bridger.training.recipes import Recipe
 
 Report = Callable[[int, int, float], None]
 """Called with how much is judged, of how much, and the headline so far."""
 
+Root = str | os.PathLike[str]
+
 
 class Result(Protocol):
-    """What judging a split gives; figures are shares from 0 to 1.
+    """What judging a split gives; figures are shares from 0 to 1."""
 
-    Attributes:
-        name: of the data set.
-        split: name of the split.
-    """
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
 
-    name: str
-    split: str
+    @property
+    def split(self) -> str:
+        """Name of the split."""
 
     @property
     def headline(self) -> str:
@@ -49,13 +54,37 @@ class Task(ABC):
     Attributes:
         name: the registered name of its head.
         metrics: what `Recipe.metric` may name, the default first.
+        recipe: name of the recipe in the package that is taken where none is named.
+        datasets: what `Recipe.datasets` may name; empty where a folder holds one data set.
+        augmentations: what `Recipe.augment` may name.
+        judged: what the figures that choose a checkpoint are of, in words.
+        takes_shots: whether `Recipe.shots` has a meaning.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
+    recipe: ClassVar[str]
+    datasets: ClassVar[tuple[str, ...]] = ()
+    augmentations: ClassVar[tuple[str, ...]] = ()
+    judged: ClassVar[str] = "validation"
+    takes_shots: ClassVar[bool] = False
+
+    # Data.
+
+    def names(self, root: Root, asked: Sequence[str] = ()) -> list[str | None]:
+        """Return the names of the data sets to open: those asked for, or the only one there.
+
+        Of a task whose folders hold one data set, that is [None].
+
+        Raises:
+            FileNotFoundError: the folder holds no data of this task; what was expected is said.
+            ValueError: there are several, and none was asked for.
+        """
+        self.splits(root)
+        return [None]
 
     @abstractmethod
-    def splits(self, root: str | os.PathLike[str], dataset: str | None = None) -> list[str]:
+    def splits(self, root: Root, dataset: str | None = None) -> list[str]:
         """Return the names of the splits of a data set in a folder.
 
         Raises:
@@ -63,16 +92,50 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def open(self, root: str | os.PathLike[str], split: str, dataset: str | None = None) -> Any:
+    def open(self, root: Root, split: str, dataset: str | None = None) -> Any:
         """Open a split.
 
         Raises:
             FileNotFoundError, ValueError: it is not there, or its files are broken.
         """
 
+    @abstractmethod
+    def size(self, data: Any) -> str:
+        """Return how much a split holds, in words."""
+
+    def judged_size(self, data: Any) -> str:
+        """Return how much of a split chooses a checkpoint, in words."""
+        return self.size(data)
+
+    # Training.
+
     def head_options(self, data: Any) -> dict[str, Any]:
-        """Return the options of the head that the training data decide, such as its classes."""
+        """Return the options of the head that the training data decide, such as its classes.
+
+        Options that a recipe has already go before them.
+        """
         return {}
+
+    def check(self, recipe: Recipe, data: Any, validation: Any) -> None:
+        """Refuse, before anything is loaded, what the data cannot give.
+
+        Args:
+            recipe: with the head's options whole.
+            data: the training split.
+            validation: the split that chooses the adapter, or None.
+
+        Raises:
+            ValueError: the recipe and the data do not fit together.
+        """
+        return
+
+    @abstractmethod
+    def check_words(self, processor: Processor, data: Any) -> None:
+        """Refuse words of which the tokenizer knows nothing, before one of them ends the run.
+
+        Raises:
+            ValueError: there are such words.
+        """
 
     @abstractmethod
     def items(self, recipe: Recipe, data: Any) -> int:
@@ -88,6 +151,8 @@ class Task(ABC):
     ) -> Callable[[Sequence[Any]], dict[str, Any]]:
         """Return what makes a batch of items: the arguments of `BridgedModel.forward`."""
 
+    # Judging.
+
     @abstractmethod
     def evaluate(
         self, model: BridgedModel, data: Any, head: str, *, report: Report | None = None
@@ -97,3 +162,13 @@ class Task(ABC):
         Raises:
             ValueError: the head is of another task.
         """
+
+    def validate(
+        self, model: BridgedModel, data: Any, head: str, *, report: Report | None = None
+    ) -> Result:
+        """Judge a split in order to choose a checkpoint; arguments as of `evaluate`."""
+        return self.evaluate(model, data, head, report=report)
+
+    @abstractmethod
+    def draw(self, model: BridgedModel, data: Any, head: str, index: int) -> list[Image.Image]:
+        """Draw what the model says about one entry of a split, and what is true."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import TypeVar
 
 from bridger.config import did_you_mean
-from bridger.tasks.base import Task
+from bridger.tasks.base import Root, Task
 
 TaskClass = TypeVar("TaskClass", bound=type[Task])
 
@@ -38,3 +39,27 @@ def list_tasks() -> list[str]:
     for module in pkgutil.iter_modules(package.__path__, "bridger.tasks."):
         importlib.import_module(module.name)
     return sorted(_TASKS)
+
+
+def find_data(task: Task, root: Root, asked: Sequence[str] = ()) -> list[str | None]:
+    """Return the names of the data sets of a task to open in a folder; see `Task.names`.
+
+    Raises:
+        FileNotFoundError: there is none; for which tasks there are data is said.
+        ValueError: there are several, and none was asked for.
+    """
+    try:
+        return task.names(root, asked)
+    except FileNotFoundError as error:
+        others = [name for name in list_tasks() if _has_data(get_task(name), root)]
+        found = f"\nit holds data for another task: {' or '.join(others)}" if others else ""
+        raise FileNotFoundError(f"{error}{found}") from error
+
+
+def _has_data(task: Task, root: Root) -> bool:
+    try:
+        return bool(task.names(root))
+    except FileNotFoundError:
+        return False
+    except ValueError:  # there are several
+        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,8 @@ import numpy as np
 from transformers import TrainerCallback
 
 from bridger._files import replacing
-from bridger.data import ReferringDataset
 from bridger.model import BridgedModel
-from bridger.predictions import Prediction
+from bridger.tasks import Task
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,27 +21,32 @@ SIDE = 384  # pixels of an example's longer side
 
 
 class PredictionPictures(TrainerCallback):  # type: ignore[misc]
-    """At every evaluation, draws what the model says about the same few expressions.
+    """At every evaluation, draws what the model says about the same few entries of a split.
 
     One sheet per evaluation, a row for each: the prediction with its words and score, the truth.
 
     Args:
+        task: what is predicted, and how it is drawn.
         dataset: the validation split, from all over which the examples are taken.
+        head: which head answers.
         folder: where sheets are put, as `step-000500.png`.
         writer: TensorBoard's, which gets them too.
     """
 
-    def __init__(self, dataset: ReferringDataset, folder: Path, writer: Any = None) -> None:
-        self.dataset, self.folder, self.writer = dataset, folder, writer
+    def __init__(
+        self, task: Task, dataset: Any, head: str, folder: Path, writer: Any = None
+    ) -> None:
+        self.task, self.dataset, self.head = task, dataset, head
+        self.folder, self.writer = folder, writer
         count = min(EXAMPLES, len(dataset))
-        self.refs = [index * len(dataset) // count for index in range(count)]
+        self.examples = [index * len(dataset) // count for index in range(count)]
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Draw a sheet; the first process writes it."""
         # Every process predicts, as sharded parameters need them all.
-        rows = [self._row(model, index) for index in self.refs]
+        rows = [self._row(model, index) for index in self.examples]
         if not state.is_world_process_zero:
             return
         sheet = _stacked(rows)
@@ -54,22 +59,19 @@ class PredictionPictures(TrainerCallback):  # type: ignore[misc]
             )
 
     def _row(self, model: BridgedModel, index: int) -> Image.Image:
-        sample = self.dataset[index]
-        picture, words = sample.image_path, sample.sentences[0]
-        predicted = model.predict(picture, words)
-        assert isinstance(predicted, Prediction)
-        truth = Prediction.from_probabilities((sample.mask[None] > 0).astype(np.float32))
-        drawn = (predicted.overlay(picture, words), truth.overlay(picture, "truth"))
-        return _beside(*drawn)
+        return _beside(self.task.draw(model, self.dataset, self.head, index))
 
 
-def _beside(first: Image.Image, second: Image.Image) -> Image.Image:
+def _beside(drawn: Sequence[Image.Image]) -> Image.Image:
     from PIL import Image
 
-    row = Image.new("RGB", (first.width + second.width, max(first.height, second.height)))
-    row.paste(first)
-    row.paste(second, (first.width, 0))
-    row.thumbnail((2 * SIDE, SIDE + SIDE // 4))
+    size = (sum(image.width for image in drawn), max(image.height for image in drawn))
+    row = Image.new("RGB", size)
+    left = 0
+    for image in drawn:
+        row.paste(image, (left, 0))
+        left += image.width
+    row.thumbnail((len(drawn) * SIDE, SIDE + SIDE // 4))
     return row
 
 

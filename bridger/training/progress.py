@@ -20,9 +20,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     Args:
         clock: tells seconds.
+
+    Attributes:
+        headline: name of the figure that is told while a split is judged.
+        judged: what the figures of an evaluation are of, in words.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.headline, self.judged = "mIoU", "validation"
         self.bar: Any = None
         self.remaining = Remaining(clock)
         self._judged = 0  # the step of the last evaluation
@@ -54,9 +59,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._show(judging="")
 
     def judging(self, done: int, total: int, so_far: float | None = None) -> None:
-        """Show on the bar how far an evaluation is, and the mIoU of what is done."""
+        """Show on the bar how far an evaluation is, and the headline of what is done."""
         if self.bar is not None:
-            figure = "" if so_far is None else f", mIoU so far {_figure('mIoU', so_far)}"
+            told = "" if so_far is None else _figure(self.headline, so_far)
+            figure = told and f", {self.headline} so far {told}"
             self._show(judging=f"judging {done}/{total}{figure}")
 
     def on_log(
@@ -66,14 +72,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         judged = any(name.startswith("eval_") for name in logs)
-        figures_of_interest = ("eval_loss", "eval_mIoU", "eval_oIoU", f"eval_{_chooses(args)}")
-        names = figures_of_interest if judged else ("loss",)
+        of_interest = ("eval_loss", *(f"eval_{name}" for name in self._figures(args)))
+        names = of_interest if judged else ("loss",)
         shown = {n.removeprefix("eval_"): logs[n] for n in dict.fromkeys(names) if n in logs}
         if not shown:
             return
         figures = ", ".join(f"{name} {_figure(name, value)}" for name, value in shown.items())
         if judged:
-            figures = f"validation, first sentences: {figures}{self._compare(args, logs)}"
+            figures = f"{self.judged}: {figures}{self._compare(args, logs)}"
         left = "" if judged else self._left(args, state)  # that evaluation has not ended yet
         if self.bar is None:
             line = f"step {state.global_step}/{state.max_steps}: {figures}"
@@ -82,6 +88,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self.bar.write(f"step {state.global_step}: {figures}", file=sys.stderr)
         else:
             self._show(loss=figures, left=left)
+
+    def _figures(self, args: Any) -> tuple[str, ...]:
+        """Return the names of the figures that are told of an evaluation."""
+        beside = ("oIoU",) if self.headline == "mIoU" else ()
+        return self.headline, *beside, _chooses(args)
 
     def _compare(self, args: Any, logs: dict[str, float]) -> str:
         """Keep the best value of the figure that chooses; say it where this is not the one."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridger.config import did_you_mean
+from bridger.tasks import Task, get_task, list_tasks
 
 if TYPE_CHECKING:
     from bridger.training.recipes import Recipe
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "multistep")
 OPTIMIZERS = ("adamw", "adam")
 PRECISIONS = ("float32", "bf16", "fp16")
-GENERALIZED_METRICS = ("gIoU", "cIoU", "N-acc", "T-acc")
-METRICS = ("mIoU", "oIoU", *(f"P@0.{tenth}" for tenth in range(5, 10)), *GENERALIZED_METRICS)
 AIMS = ("metric", "source", "splits")
 
 _COUNTS = ("batch_size", "accumulation", "expressions")
@@ -24,14 +23,13 @@ _RATES = ("learning_rate", "eps", "gamma")
 _RATES_OR_NONE = ("bridger_learning_rate", "tower_learning_rate")
 _NUMBERS = ("warmup", "weight_decay", "max_grad_norm")
 _FLAGS = ("connect", "activation_checkpointing")
-_TEXTS = ("towers", "note", "cost")
+_TEXTS = ("towers", "task", "metric", "note", "cost")
 _MAPPINGS = ("bridger_options", "head", "aims")
 _WORDS = ("trainable", "datasets", "report_to", "augment")
 _CHOICES = {
     "schedule": SCHEDULES,
     "optimizer": OPTIMIZERS,
     "precision": PRECISIONS,
-    "metric": METRICS,
 }
 
 
@@ -44,9 +42,13 @@ def check_recipe(recipe: Recipe) -> None:
     _check_kinds(recipe)
     for name, known in _CHOICES.items():
         _check_known(name, getattr(recipe, name), known)
-    _check_augment(recipe.augment)
-    _check_datasets(recipe.datasets)
-    _check_aims(recipe.aims)
+    _check_known("task", recipe.task, list_tasks())
+    task = get_task(recipe.task)
+    if recipe.metric:
+        _check_known("metric", recipe.metric, task.metrics)
+    _check_augment(recipe.augment, task)
+    _check_datasets(recipe.datasets, task)
+    _check_aims(recipe.aims, task)
     _check_optimizer(recipe)
     _check_schedule(recipe)
     if recipe.steps is not None and recipe.epochs is not None:
@@ -98,31 +100,31 @@ def _check_kinds(recipe: Recipe) -> None:
         raise ValueError(f"bridgers must be a preset's name or null, got {recipe.bridgers!r}")
 
 
-def _check_augment(names: Sequence[str]) -> None:
-    from bridger.data.augment import AUGMENTATIONS
-
+def _check_augment(names: Sequence[str], task: Task) -> None:
     for name in names:
-        _check_known("augment", name, AUGMENTATIONS)
+        _check_known("augment", name, task.augmentations)
 
 
-def _check_datasets(names: Sequence[str]) -> None:
-    from bridger.data.catalog import PUBLISHED
-    from bridger.data.folder import OWN
-
+def _check_datasets(names: Sequence[str], task: Task) -> None:
+    if names and not task.datasets:
+        raise ValueError(
+            f"datasets names {', '.join(names)}, but a folder holds one data set for {task.name}, "
+            f"which is found without a name: leave datasets out"
+        )
     for name in names:
-        _check_known("datasets", name, [*PUBLISHED, OWN])
+        _check_known("datasets", name, task.datasets)
     if len(set(names)) < len(names):
         raise ValueError(f"datasets names one twice: {', '.join(names)}")
 
 
-def _check_aims(aims: Mapping[str, Any]) -> None:
+def _check_aims(aims: Mapping[str, Any], task: Task) -> None:
     if not aims:
         return
     for key in aims:
         _check_known("aims", key, AIMS)
     if missing := [key for key in AIMS if key not in aims]:
         raise ValueError(f"aims must hold {', '.join(AIMS)}; {', '.join(missing)} is missing")
-    _check_known("aims.metric", aims["metric"], METRICS)
+    _check_known("aims.metric", aims["metric"], task.metrics)
     splits = aims["splits"]
     percent = isinstance(splits, Mapping) and all(
         _is_number(value, above=1) and value <= 100 for value in splits.values()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridger.config import Config
+from bridger.tasks import get_task
 from bridger.training.recipe_checks import check_recipe
 from bridger.training.recipe_files import read_inherited, recipe_path
 
@@ -38,7 +39,10 @@ class Recipe(Config):
         stages: as in `attach_bridgers`, as are `trainable`, `connect` and `word_length`.
         bridgers: a preset of `BridgerConfig`, or None for the head alone.
         bridger_options: options that differ from that preset.
-        head: options of the referring segmentation head, its "preset" among them.
+        task: the registered name of the head that is trained; `bridger.tasks` says what its data
+            and figures are.
+        head: options of that head, its "preset" among them. What they leave open and the training
+            data decide, such as the classes, `train` fills in.
         trainable: tower tensors that are trained.
         connect: the released code's residual in a ResNet's last map.
         word_length: tokens that every text is cut to and padded to with id 0, as in the released
@@ -70,7 +74,7 @@ class Recipe(Config):
         activation_checkpointing: compute again in backward what towers and Bridgers need.
         evaluations: how often the validation split is looked at; the best adapter is kept. None:
             after every epoch, or four times where the recipe has `steps`.
-        metric: by which it is the best; one that `bridger.evaluation` reports.
+        metric: by which it is the best; one of the task's, by default its first.
         report_to: where transformers' Trainer writes its logs.
         seed: of initial values, dropout and the order of pictures.
         aims: published figures: "metric", "source", and "splits" with a percentage by split.
@@ -85,6 +89,7 @@ class Recipe(Config):
     stages: Any = 3
     bridgers: str | None = "paper"
     bridger_options: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "referring_segmentation"
     head: Mapping[str, Any] = field(default_factory=dict)
     trainable: tuple[str, ...] = ()
     connect: bool = False
@@ -112,7 +117,7 @@ class Recipe(Config):
     precision: str = "float32"
     activation_checkpointing: bool = False
     evaluations: int | None = None
-    metric: str = "mIoU"
+    metric: str = ""
     report_to: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
     aims: Mapping[str, Any] = field(default_factory=dict)
@@ -122,6 +127,8 @@ class Recipe(Config):
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "steps", STEPS)
         check_recipe(self)
+        if not self.metric:
+            object.__setattr__(self, "metric", get_task(self.task).metrics[0])
 
     # Files.
 
@@ -168,7 +175,7 @@ class Recipe(Config):
         """Return a copy with some options changed.
 
         `steps` takes the place of `epochs`, and the other way round. Where the length changes,
-        milestones that are not given keep their share of it.
+        milestones that are not given keep their share of it. Another task has another metric.
 
         Raises:
             ValueError: see `Recipe`.
@@ -178,7 +185,14 @@ class Recipe(Config):
             if isinstance(value, int) and other not in changes:
                 kept = tuple(_plain(m * value / self.length) for m in self.milestones)
                 changes = {"milestones": kept, **changes, other: None}
+        if changes.get("task", self.task) != self.task:
+            changes = {"metric": "", **changes}
         return super().replace(**changes)
+
+    def with_head_options(self, options: Mapping[str, Any]) -> Recipe:
+        """Return a copy that holds options of the head where it has none of its own."""
+        own = {name: value for name, value in self.head.items() if name not in options or value}
+        return self.replace(head={**options, **own})
 
     def differences(self, other: Recipe) -> list[str]:
         """Return the options in which two recipes differ, those aside that only describe."""
@@ -280,7 +294,7 @@ class Recipe(Config):
 
         from bridger.attach import attach_bridgers
         from bridger.bridgers import BridgerConfig
-        from bridger.heads import ReferringSegmentationHead
+        from bridger.heads import get_head
 
         config = None
         if self.bridgers is not None:
@@ -297,7 +311,7 @@ class Recipe(Config):
         )
         torch.manual_seed(self.seed)
         try:
-            model = encoder.with_head(ReferringSegmentationHead, **self.head)
+            model = encoder.with_head(get_head(self.task), **self.head)
             model.processor = self._cutting(processor or model.processor)
         except BaseException:
             encoder.detach()

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bridger.data import RaggedRefCollator, RefCollator, ReferringDataset, Sample
 from bridger.data.collate import CACHE_BYTES
-from bridger.evaluation.evaluate import evaluate
+from bridger.tasks import Task, get_task
 from bridger.training import distributed
 from bridger.training.checkpoints import newest_whole, remove_unfinished
 from bridger.training.pairs import load_towers
 from bridger.training.pictures_log import PredictionPictures
-from bridger.training.recipe_checks import GENERALIZED_METRICS, METRICS
 from bridger.training.recipes import Recipe
-from bridger.training.schedule import Schedule
 from bridger.training.trainer import BridgerTrainer
 
 if TYPE_CHECKING:
@@ -34,10 +30,10 @@ MOST_WORKERS = 4
 
 def train(
     recipe: Recipe,
-    data: ReferringDataset,
+    data: Any,
     out: str | os.PathLike[str],
     *,
-    validation: ReferringDataset | None = None,
+    validation: Any = None,
     resume: bool = False,
     quiet: bool = False,
     workers: int | None = None,
@@ -47,11 +43,12 @@ def train(
     Under `torchrun` or `accelerate launch` every process calls this; the first one writes.
 
     Args:
-        recipe: what is trained, and how.
-        data: the training split.
+        recipe: what is trained, and how. Options of the head that it leaves to the data, such as
+            the classes, are in the one that is saved.
+        data: the training split, of the kind that the recipe's task is about.
         out: becomes the adapter's folder; checkpoints, logs and pictures lie in folders below.
-        validation: the split that chooses the adapter, by the recipe's metric over the first
-            sentences; without one the last adapter is saved.
+        validation: the split that chooses the adapter, by the recipe's metric (of referring
+            segmentation, over the first sentences); without one the last adapter is saved.
         resume: go on from the last checkpoint in `out` that was written to its end.
         quiet: show no progress.
         workers: processes that prepare batches, for each process that trains. They do not change
@@ -68,17 +65,24 @@ def train(
             of a sentence, the run in `out` followed another recipe, or this machine cannot run it.
         KeyboardInterrupt: Ctrl-C; a checkpoint was saved.
     """
-    out = Path(out)
+    out, task = Path(out), get_task(recipe.task)
     splits = [split for split in (data, validation) if split is not None]
     for split in splits:
         split.require_pictures()
-    _check_metric(recipe.metric, validation)
-    args = _arguments(recipe, data, out, validation is not None, quiet, workers)
+    recipe = recipe.with_head_options(task.head_options(data))
+    task.check(recipe, data, validation)
+    args = _arguments(recipe, task.items(recipe, data), out, validation is not None, quiet, workers)
     _prepare(out, recipe, resume)
     model = recipe.build(*load_towers(recipe.towers))
     try:
-        _check_words(model, splits)
-        trainer = _make_trainer(model, recipe, args, data, out, validation)
+        if model.processor is None:
+            raise RuntimeError(
+                f"no processor could be inferred from the towers {recipe.towers!r}: build the "
+                f"model with a Processor of your own and train it with BridgerTrainer"
+            )
+        for split in splits:
+            task.check_words(model.processor, split)
+        trainer = _make_trainer(model, recipe, task, args, data, out, validation)
         trainer.train(resume_from_checkpoint=resume or None)
     except BaseException:
         model.detach()
@@ -118,57 +122,13 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
         recipe.save(out / RECIPE_FILE)
 
 
-def _check_words(model: BridgedModel, splits: list[ReferringDataset]) -> None:
-    """Refuse sentences of which the tokenizer knows nothing, before one of them ends the run."""
-    if model.processor is None:
-        return
-    for split in splits:
-        for sample in (split[index] for index in range(len(split))):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of long ones, which are cut
-                    model.processor.text(sample.sentences)
-            except ValueError as error:
-                raise ValueError(
-                    f"ref {sample.ref_id} of {split!r}: {error}; leave it out, or choose towers "
-                    f"that read such words"
-                ) from error
-
-
-def _check_metric(metric: str, validation: ReferringDataset | None) -> None:
-    """Refuse a metric that the validation split cannot give."""
-    if validation is None or metric not in GENERALIZED_METRICS:
-        return
-    meant = {len(validation[index].ann_ids) for index in range(len(validation))}
-    generalized = bool(meant - {1})
-    shown = generalized and meant != {0}  # whether there is a mask to find
-    given = {"N-acc": 0 in meant, "T-acc": shown, "cIoU": shown}
-    if not given.get(metric, generalized):
-        of_one = [name for name in METRICS if name not in GENERALIZED_METRICS]
-        names = [*of_one, *(n for n in GENERALIZED_METRICS if given.get(n, generalized))]
-        raise ValueError(
-            f"metric={metric!r} needs expressions that mean nothing, one object or several, of a "
-            f"kind that {validation!r} does not have: choose one of {', '.join(names)}"
-        )
-
-
-def _items(recipe: Recipe, data: ReferringDataset) -> int:
-    """Return how many items an epoch has."""
-    return len(data) if recipe.expressions == 1 else len(data.pictures())
-
-
 def _arguments(
-    recipe: Recipe,
-    data: ReferringDataset,
-    out: Path,
-    evaluate: bool,
-    quiet: bool,
-    workers: int | None,
+    recipe: Recipe, items: int, out: Path, evaluate: bool, quiet: bool, workers: int | None
 ) -> TrainingArguments:
     args: TrainingArguments = recipe.arguments(
         out / CHECKPOINTS,
         evaluate=evaluate,
-        items=_items(recipe, data),
+        items=items,
         disable_tqdm=quiet,
         # Without it, processes on CPUs do not find each other.
         use_cpu=not torch.accelerator.is_available(),
@@ -180,26 +140,18 @@ def _arguments(
 def _make_trainer(
     model: BridgedModel,
     recipe: Recipe,
+    task: Task,
     args: TrainingArguments,
-    data: ReferringDataset,
+    data: Any,
     out: Path,
-    validation: ReferringDataset | None,
+    validation: Any,
 ) -> BridgerTrainer:
-    if model.processor is None:
-        raise RuntimeError(
-            f"no processor could be inferred from the towers {recipe.towers!r}: build the model "
-            f"with a Processor of your own and train it with BridgerTrainer"
-        )
-    # Every worker keeps pictures of its own.
-    cache = CACHE_BYTES // max(1, args.dataloader_num_workers)
-    collator: Any = RaggedRefCollator(model.processor, cache=cache)
-    if recipe.expressions == 1:
-        collator = _Single(RefCollator(model.processor, cache=cache))
+    head = model.head_name()
 
     def score(judged: BridgedModel) -> dict[str, float]:
         if validation is None:
             raise RuntimeError("this run has no validation split to judge the model on")
-        return evaluate(judged, validation, first_sentence=True, report=report).figures()
+        return task.validate(judged, validation, head, report=report).figures()
 
     def report(done: int, total: int, so_far: float) -> None:
         trainer.progress.judging(done, total, so_far)
@@ -210,20 +162,18 @@ def _make_trainer(
         args,
         learning_rates=recipe.learning_rates(model),
         score=score,
-        scheduler=recipe.scheduler(_items(recipe, data)),
+        scheduler=recipe.scheduler(task.items(recipe, data)),
         in_order=True,
-        train_dataset=Schedule(
-            data,
-            recipe.batch_size * args.max_steps,
-            recipe.expressions,
-            recipe.seed,
-            recipe.augment,
+        train_dataset=task.schedule(recipe, data, recipe.batch_size * args.max_steps),
+        # Every worker keeps pictures of its own.
+        data_collator=task.collator(
+            recipe, model, head, data, CACHE_BYTES // max(1, args.dataloader_num_workers)
         ),
-        data_collator=collator,
     )
+    trainer.progress.judged, trainer.progress.headline = task.judged, task.metrics[0]
     writer = _tensorboard(trainer, out / LOGS)
     if validation is not None:
-        trainer.add_callback(PredictionPictures(validation, out / PICTURES, writer))
+        trainer.add_callback(PredictionPictures(task, validation, head, out / PICTURES, writer))
     return trainer
 
 
@@ -246,13 +196,3 @@ def _tensorboard(trainer: BridgerTrainer, folder: Path) -> Any:
     writer: Any = SummaryWriter(os.fspath(folder))
     trainer.add_callback(TensorBoardCallback(writer))
     return writer
-
-
-class _Single:
-    """Batches with one expression per picture from lists of one."""
-
-    def __init__(self, collator: RefCollator) -> None:
-        self.collator = collator
-
-    def __call__(self, items: list[list[Sample]]) -> Any:
-        return self.collator([item[0] for item in items])
