@@ -1,0 +1,87 @@
+"""Referring comprehension: one box for one expression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bridger.heads.base import HeadOutput
+from bridger.heads.box_labels import Boxes
+from bridger.heads.boxes import BoxConfig, BoxHead, BoxOutput, find_boxes
+from bridger.heads.registry import register_head
+from bridger.predictions import DetectionPrediction
+from bridger.processing import Placement, Processor
+from bridger.texts import Texts
+
+
+@dataclass(frozen=True)
+class ComprehensionConfig(BoxConfig):
+    """Options of `ComprehensionHead`: those of all heads that find boxes."""
+
+
+@register_head("referring_comprehension")
+class ComprehensionHead(BoxHead):
+    """Finds the one object that each expression means: detection with a class for each of them.
+
+    Labels are those of detection: the label of a box is the number of its expression, and every
+    expression that is not padding has exactly one box.
+
+    Args:
+        spec: what the bridged towers offer.
+        config: the options.
+    """
+
+    config_class = ComprehensionConfig
+    config: ComprehensionConfig
+
+    def check_labels(self, pictures: Sequence[Boxes], real: Tensor) -> None:
+        """Refuse expressions without a box, or with several.
+
+        Raises:
+            ValueError: there are such.
+        """
+        for i, (picture, asked) in enumerate(zip(pictures, real, strict=True)):
+            counts = picture.labels[~picture.crowd].bincount(minlength=len(asked))
+            if (wrong := asked & (counts != 1)).any():
+                expression = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"labels of picture {i}: expression {expression} must have exactly one box, "
+                    f"found {int(counts[expression])}; detection takes any number of them"
+                )
+
+    def results(
+        self,
+        output: HeadOutput,
+        processor: Processor,
+        placements: Sequence[Placement],
+        texts: Texts,
+    ) -> list[DetectionPrediction]:
+        """Take each expression's best cell: N boxes in the picture's pixels, in their order.
+
+        Args:
+            output: of B pictures.
+            processor: what made their pixels.
+            placements: (B) where each picture lies in the input.
+            texts: what was asked.
+        """
+        assert isinstance(output, BoxOutput)
+        found = find_boxes(
+            output,
+            processor.image_size,
+            score_thresh=-1.0,  # the best one, however bad
+            detections_per_img=1,
+            topk_candidates=1,
+        )
+        predictions = []
+        for rows, placement in zip(found, placements, strict=True):
+            boxes, scores, labels = (
+                torch.cat([row[name] for row in rows]) for name in ("boxes", "scores", "labels")
+            )
+            boxes = placement.boxes_out_of_input(boxes)
+            predictions.append(
+                DetectionPrediction.from_tensors(boxes, scores, labels, texts.names, placement.size)
+            )
+        return predictions
