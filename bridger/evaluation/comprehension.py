@@ -157,7 +157,7 @@ def evaluate_comprehension(
         texts = Texts.of_sentences(processor, pictures[0].sentences)
         results = chosen.results(chosen(features), processor, placements, texts)
         return [
-            ComprehensionCase(**about, **_compare(box_of(mask > 0), *found))
+            ComprehensionCase(**about, **compare(box_of(mask > 0), *found))
             for picture, placement, result in zip(pictures, placements, results, strict=True)
             for (about, mask), *found in zip(
                 picture.cases(placement.size), result.boxes, result.scores, strict=True
@@ -172,7 +172,7 @@ def evaluate_comprehension(
     return ComprehensionEvaluation(data.name, data.split, sentences, tuple(cases))
 
 
-def _compare(true: Sequence[float], found: Any, score: Any) -> dict[str, Any]:
+def compare(true: Sequence[float], found: Any, score: Any) -> dict[str, Any]:
     """Set a box beside the true one; an empty one has nothing in common with any."""
     from torchvision.ops import box_iou
 

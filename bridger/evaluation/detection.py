@@ -23,8 +23,6 @@ from bridger.texts import Texts
 
 Box = tuple[float, float, float, float]
 
-LEAST_SCORE = 0.001
-"""Below which boxes are left out; precision and recall are judged at all scores above."""
 AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = 100
 
@@ -194,7 +192,7 @@ def evaluate_detection(
 ) -> DetectionEvaluation:
     """Judge a detection head by COCO's average precision, over all classes at once.
 
-    Boxes are those of `predict` at a low threshold, in the pictures' own pixels. Several processes
+    Boxes are those of `predict` at threshold 0, in the pictures' own pixels. Several processes
     share the pictures as in `bridger.evaluation.evaluate`.
 
     Args:
@@ -220,7 +218,8 @@ def evaluate_detection(
         texts: Texts,
     ) -> list[DetectionCase]:
         processor = cast(Processor, model.processor)
-        results = chosen.results(output, processor, placements, texts, threshold=LEAST_SCORE)
+        # Precision and recall are judged at all scores.
+        results = chosen.results(output, processor, placements, texts, threshold=0.0)
         return [
             _case(picture, found, placement.size)
             for picture, found, placement in zip(pictures, results, placements, strict=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from bridger.data.labelled import LabelledDataset, SegmentedPicture
 from bridger.evaluation.bootstrap import ends, resample
@@ -23,7 +22,6 @@ from bridger.evaluation.labelled import (
 from bridger.evaluation.metrics import Counts, Ratio
 from bridger.evaluation.pictures import Report, head_for, judge_pictures
 from bridger.heads import HeadOutput
-from bridger.heads.dense import DenseHead
 from bridger.model import BridgedModel
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
@@ -164,7 +162,7 @@ def evaluate_semantic(
         ValueError: an unknown head or one of another task, or a split without pictures.
     """
     name = head_for(model, head, "semantic_segmentation", "name the class of every pixel")
-    chosen, num_classes = cast(DenseHead, model.heads[name]), len(data.classes)
+    chosen, num_classes = model.heads[name], len(data.classes)
 
     def count(
         pictures: Sequence[SegmentedPicture],
@@ -172,26 +170,14 @@ def evaluate_semantic(
         placements: list[Placement],
         texts: Texts,
     ) -> list[SemanticCase]:
-        maps = label_maps(chosen, output, cast(Processor, model.processor), placements, texts)
+        results = chosen.results(output, cast(Processor, model.processor), placements, texts)
         return [
-            SemanticCase.of(picture, confusion(picture.labels, found, num_classes))
-            for picture, found in zip(pictures, maps, strict=True)
+            SemanticCase.of(picture, confusion(picture.labels, found.labels, num_classes))
+            for picture, found in zip(pictures, results, strict=True)
         ]
 
     cases = judge_pictures(model, data, name, count, _SoFar(num_classes), batch_size, report)
     return SemanticEvaluation.of(data, chosen, cases)
-
-
-def label_maps(
-    head: DenseHead,
-    output: HeadOutput,
-    processor: Processor,
-    placements: Sequence[Placement],
-    texts: Texts,
-) -> Iterator[npt.NDArray[np.integer]]:
-    """Yield the pictures' label maps (h, w), one after the other, as many classes need memory."""
-    for prediction in head.results(output, processor, placements, texts):
-        yield prediction.labels
 
 
 class _SoFar:
