@@ -1,14 +1,19 @@
-"""Data sets of referring expressions: RefCOCO's family, and scenes in the same format."""
+"""Data sets: referring expressions (RefCOCO's family), label maps, boxes, classes of pictures."""
 
 from bridger.data.base import ReferringDataset, Sample
+from bridger.data.boxed import open_boxed
 from bridger.data.catalog import PUBLISHED, open_split, open_splits
+from bridger.data.classified import open_classified
 from bridger.data.collate import RaggedRefCollator, RefCollator
 from bridger.data.grefcoco import GRefCOCO
+from bridger.data.labelled import LabelledDataset
 from bridger.data.mixed import Mixed, leaks, open_mixed
 from bridger.data.refcoco import RefCOCO
+from bridger.data.segmented import open_segmented
 
 __all__ = [
     "GRefCOCO",
+    "LabelledDataset",
     "PUBLISHED",
     "Mixed",
     "RaggedRefCollator",
@@ -17,7 +22,10 @@ __all__ = [
     "ReferringDataset",
     "Sample",
     "leaks",
+    "open_boxed",
+    "open_classified",
     "open_mixed",
+    "open_segmented",
     "open_split",
     "open_splits",
 ]

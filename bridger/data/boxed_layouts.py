@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bridger.data.label_layouts import by_split, folders_in, has_usual
 
-_YEAR = re.compile(r"(\D+)\d{4}")
+_YEAR = re.compile(r"(\D+?)[_-]?\d{4}")
 _INSTANCES = "instances_"
 _EXPORTED = "_annotations.coco.json"
 

@@ -4,37 +4,64 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridger.cli.base import say, whole
 
-HELP = "make a data set of scenes in the format of RefCOCO or gRefCOCO"
+if TYPE_CHECKING:
+    from bridger.data.labelled import LabelledDataset
+
+HELP = "make a data set of scenes, for any of the tasks"
 EXAMPLES = """\
   bridger data scenes scenes
   bridger data scenes scenes --train 8000 --val 200 --testA 200 --testB 200 --seed 1
   bridger data scenes scenes --layout grefcoco           words for several objects, or none
+  bridger data scenes scenes --task semantic_segmentation           a class for every pixel
+  bridger data scenes scenes --task detection --classes 20          boxes, as COCO has them
+  bridger data scenes scenes --task classification --test 500       a folder for each class
 """
 DEFAULTS = {"train": 2000, "val": 100, "testA": 100, "testB": 100}
+LABELLED_DEFAULTS = {"train": 2000, "val": 100, "test": 100}
+CLASSES = 48
+REFERRING = ("referring_segmentation", "referring_comprehension")
+LABELLED = {
+    "semantic_segmentation": "segmented",
+    "detection": "boxed",
+    "classification": "classified",
+}
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to write them")
-    for split, count in DEFAULTS.items():
+    parser.add_argument(
+        "--task",
+        choices=[*REFERRING, *LABELLED],
+        default=REFERRING[0],
+        help=f"what they are for (default: {REFERRING[0]}, whose files serve {REFERRING[1]} too)",
+    )
+    for split, count in {**DEFAULTS, **LABELLED_DEFAULTS}.items():
+        only = {"testA": ", with sentences", "testB": ", with sentences", "test": ", with classes"}
         parser.add_argument(
             f"--{split}",
             type=whole(0),
-            default=count,
             metavar="N",
-            help=f"pictures of this split (default: {count})",
+            help=f"pictures of this split{only.get(split, '')} (default: {count})",
         )
     parser.add_argument(
         "--layout",
         choices=["refcoco", "grefcoco"],
-        default="refcoco",
-        help="refcoco: every sentence means one object; grefcoco: one, several or none; both may "
-        "lie in one folder (default: refcoco)",
+        help="of scenes with sentences; refcoco: every sentence means one object; grefcoco: one, "
+        "several or none; both may lie in one folder (default: refcoco)",
+    )
+    parser.add_argument(
+        "--classes",
+        type=whole(1),
+        metavar="K",
+        help="of scenes with classes: how many there are, a sixth of which training does not show "
+        f"(default: {CLASSES})",
     )
     add_scene_options(parser)
 
@@ -51,20 +78,46 @@ def add_scene_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write scenes, and say what was written."""
-    from bridger.data.scene_files import LAYOUTS
     from bridger.data.scenes import write_scenes
 
-    if (args.folder / LAYOUTS[args.layout]).exists():
-        raise FileExistsError(f"{args.folder} already holds a data set: choose another folder")
-    counts = {split: getattr(args, split) for split in DEFAULTS}
+    labelled = args.task in LABELLED
+    _refuse(args, ["testA", "testB", "layout"] if labelled else ["test", "classes"])
+    defaults = LABELLED_DEFAULTS if labelled else DEFAULTS
+    counts = {split: _or(getattr(args, split), count) for split, count in defaults.items()}
     if not any(counts.values()):
         raise ValueError("every split is empty: ask for some pictures")
+    layout = LABELLED[args.task] if labelled else _or(args.layout, "refcoco")
+    classes = _or(args.classes, CLASSES)
+    if not labelled:
+        _refuse_again(args.folder, layout)
     started = time.monotonic()
-    write_scenes(args.folder, counts, args.size, args.seed, args.layout)
+    write_scenes(args.folder, counts, args.size, args.seed, layout, classes)
     seconds = time.monotonic() - started
-    say(*describe_data(args.folder, counts, args.layout), f"took {seconds:.0f} s")
-    options = {name: getattr(args, name) for name in ("seed", "size", "layout")}
+    describe = describe_labelled if labelled else describe_data
+    say(*describe(args.folder, counts, layout), f"took {seconds:.0f} s")
+    options = {"seed": args.seed, "size": args.size, "task": args.task, "layout": layout}
+    options |= {"classes": classes} if labelled else {}
     return {"folder": str(args.folder), "pictures": counts, **options}
+
+
+def _or(given: Any, default: Any) -> Any:
+    return default if given is None else given
+
+
+def _refuse(args: argparse.Namespace, names: list[str]) -> None:
+    """Refuse options that mean nothing for the task."""
+    if given := [f"--{name}" for name in names if getattr(args, name) is not None]:
+        raise ValueError(
+            f"{' and '.join(given)} mean{'s' * (len(given) == 1)} nothing with --task {args.task}: "
+            f"leave {'it' if len(given) == 1 else 'them'} out"
+        )
+
+
+def _refuse_again(folder: Path, layout: str) -> None:
+    from bridger.data.scene_files import LAYOUTS
+
+    if (folder / LAYOUTS[layout]).exists():
+        raise FileExistsError(f"{folder} already holds a data set: choose another folder")
 
 
 def describe_data(folder: Path, counts: dict[str, int], layout: str = "refcoco") -> list[str]:
@@ -79,3 +132,19 @@ def describe_data(folder: Path, counts: dict[str, int], layout: str = "refcoco")
             f"{sum(refs.sentence_counts())} sentences"
         )
     return lines
+
+
+def describe_labelled(folder: Path, counts: dict[str, int], layout: str) -> list[str]:
+    """Return a line per split with its pictures and classes."""
+    from bridger.data import open_boxed, open_classified, open_segmented
+
+    openers: dict[str, Callable[[Path, str], LabelledDataset[Any]]] = {
+        "segmented": open_segmented,
+        "boxed": open_boxed,
+        "classified": open_classified,
+    }
+    splits = [openers[layout](folder, split) for split, count in counts.items() if count]
+    lines = [
+        f"  {data.split}: {len(data)} pictures, {len(data.classes)} classes" for data in splits
+    ]
+    return [f"scenes in {folder}:", *lines]
