@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bridger.encoder import BridgedEncoder
+from bridger.features import TextFeatures
 from bridger.freezing import in_eval_mode
 from bridger.heads import HeadOutput
 from bridger.heads.windows import in_windows
+from bridger.text_cache import cache_of
 from bridger.texts import Texts
 
 if TYPE_CHECKING:
@@ -45,10 +49,28 @@ def answer(
     device = next(model.parameters()).device
     pixel_values = pixel_values.to(device)
     outputs = []
+    read = reader_of(model.encoder, texts)
     for chunk in texts.chunks(rows_at_once):
-        given = {k: v.to(device) for k, v in chunk.batch(len(pixel_values)).items()}
+        chunk = chunk.to(device)
+        if read is None:
+            given = chunk.batch(len(pixel_values))
+        else:
+            text = read(chunk.input_ids, chunk.attention_mask)
+            given = {"text": text, "mentions": chunk.mentions}
         outputs.append(chosen(model.encode(pixel_values, **given)))
     return chosen.merge(outputs)
+
+
+def reader_of(
+    encoder: BridgedEncoder, texts: Texts
+) -> Callable[[Tensor, Tensor], TextFeatures] | None:
+    """Return what reads texts once for all pictures, or None where each picture changes them."""
+    if encoder.training or not encoder.text_alone:
+        return None
+    # One sentence is not worth keeping: to see whether it may be believed takes as long.
+    return (
+        encoder.read_text if len(texts.input_ids) == 1 else partial(cache_of(encoder).read, encoder)
+    )
 
 
 def predict_one(

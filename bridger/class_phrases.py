@@ -130,8 +130,8 @@ class ClassPhrases:
 
         Returns:
             `input_ids` and `attention_mask` (B, N, L), N that of the longest list; where lists are
-            shorter, `expression_mask` (B, N) is false at copies of their last pick; `mentions`,
-            in which each of the N is a class of its own.
+            shorter, `expression_mask` (B, N), false at copies of a picture's first pick, which is
+            what an encoder runs there; `mentions`, in which each of the N is a class of its own.
 
         Raises:
             ValueError: there is no picture, or nothing that one is asked.
@@ -139,7 +139,7 @@ class ClassPhrases:
         if not picks or not all(picks):
             raise ValueError("every picture of a batch needs at least one class to be asked about")
         n = max(map(len, picks))
-        filled = [[*own, *[own[-1]] * (n - len(own))] for own in picks]
+        filled = [[*own, *[own[0]] * (n - len(own))] for own in picks]
         chosen = [self.phrases[k][number] for own in filled for k, number in own]
         words = self._words.pad([[*p.start, *p.body, *p.end] for p in chosen])
         spans = [_whole(row, row % n, phrase) for row, phrase in enumerate(chosen)]

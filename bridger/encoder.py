@@ -15,9 +15,8 @@ from bridger.bridging import make_bridgers, stride_of
 from bridger.compiling import CompiledBlocks
 from bridger.disabling import disabled, is_disabled
 from bridger.expressions import check_word_length
-from bridger.features import BridgedFeatures, EncoderSpec
-from bridger.freezing import Flags, flags_before, hold
-from bridger.half_towers import HalfTowers
+from bridger.features import BridgedFeatures, EncoderSpec, TextFeatures
+from bridger.freezing import Flags, flags_before
 from bridger.recomputing import (
     Switched,
     check_options,
@@ -26,30 +25,21 @@ from bridger.recomputing import (
     switch_off,
     switch_on,
 )
-from bridger.running import Batch, TowerHooks, run_bridged
+from bridger.running import Batch, Ready, TowerHooks, prepare_text, run_bridged, run_text
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
-from bridger.tower_peft import (
-    Parameters,
-    PeftPart,
-    find_peft,
-    merge_peft,
-    own_modules,
-    refuse_unused,
-    running_layers,
-    trial_inputs,
-    tuned_modules,
-)
+from bridger.tower_peft import Parameters, find_peft, tuned_modules
 from bridger.tower_tensors import TowerTensors
-from bridger.towers import TextTower, Tower, VisionTower
+from bridger.towers import TextTower, VisionTower
 from bridger.towers.contrastive import read_contrast
+from bridger.tuned_towers import TunedTowers
 
 if TYPE_CHECKING:
     from bridger.heads import Head
     from bridger.model import BridgedModel
 
 
-class BridgedEncoder(HalfTowers):
+class BridgedEncoder(TunedTowers):
     """A vision and a text tower that exchange information at every stage.
 
     Made by `attach_bridgers`. The towers' own forwards run in lockstep; at stage i the Bridger
@@ -141,9 +131,11 @@ class BridgedEncoder(HalfTowers):
     def forward(
         self,
         pixel_values: Tensor,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         expression_mask: Tensor | None = None,
+        *,
+        text: TextFeatures | None = None,
     ) -> BridgedFeatures:
         """Run both towers, and the Bridgers between them.
 
@@ -154,32 +146,80 @@ class BridgedEncoder(HalfTowers):
                 own rule.
             expression_mask: (B, N), false at the padding of a ragged N; rows there hold the
                 features of the image's first real expression.
+            text: in place of all these, what `read_text` made of N texts that every image is
+                asked about; the vision tower runs alone.
 
         Returns:
             The features, B*N rows ordered image by image.
 
         Raises:
             RuntimeError: the encoder is detached.
-            TypeError, ValueError: inputs of the wrong type or shape, a text without a token.
+            TypeError, ValueError: inputs of the wrong type or shape, a text without a token, both
+                ids and text, a text that Bridgers would write to.
         """
+        self._check_attached()
+        if text is None:
+            batch = Batch.prepare(self, pixel_values, input_ids, attention_mask, expression_mask)
+            return self._run(batch)
+        if any(given is not None for given in (input_ids, attention_mask, expression_mask)):
+            raise TypeError("pass either input_ids (and its masks), or text that was read before")
+        self._check_text_alone()
+        return self._run(Batch.behind(self, pixel_values, text))
+
+    def read_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TextFeatures:
+        """Run the text tower alone, once for however many images are asked about its texts.
+
+        Args:
+            input_ids: (S, L).
+            attention_mask: (S, L), true at real tokens, as in `forward`.
+
+        Returns:
+            What `forward(pixel_values, text=...)` takes.
+
+        Raises:
+            RuntimeError: the encoder is detached.
+            ValueError: Bridgers write to the text, which then depends on the image.
+        """
+        self._check_attached()
+        self._check_text_alone()
+        ids, token_mask = prepare_text(self, input_ids, attention_mask)
+        with self._ready() as ready:
+            return run_text(self, ready, ids, token_mask)
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether texts are the same beside every image: no Bridger writes to them."""
+        return self.config is None or not self.enabled or self.config.direction == "to_vision"
+
+    def _check_text_alone(self) -> None:
+        if not self.text_alone:
+            raise ValueError(
+                "Bridgers write to the text, so it depends on the image and cannot be read before: "
+                "pass input_ids, or run without Bridgers (encoder.disable())"
+            )
+
+    def _check_attached(self) -> None:
         if not self._attached:
             raise RuntimeError("this encoder is detached; call attach_bridgers again")
-        return self._run(
-            Batch.prepare(self, pixel_values, input_ids, attention_mask, expression_mask)
-        )
 
     def _run(self, batch: Batch) -> BridgedFeatures:
+        with self._ready() as ready:
+            return run_bridged(self, ready, batch)
+
+    @contextmanager
+    def _ready(self) -> Iterator[Ready]:
+        """What is to be run, once: hooked towers, and the tensors that stand in for their own."""
         no_tensors: dict[str, dict[str, Tensor]] = {"vision": {}, "text": {}}
         tensors = no_tensors if is_disabled(self) else self._owned()
         vision, text = self.vision, self.text
         if self._compiled is not None:
             vision, text = self._compiled[0].of(vision), self._compiled[1].of(text)
         if not self.training:
-            return run_bridged(self, self._hooks, (vision, text), tensors, batch)
+            yield Ready(self._hooks, vision, text, tensors)
+            return
         moved = BatchStatistics((vision, text), tensors, self.tower_tensors.stand_in)
-        features = run_bridged(self, self._hooks, moved.towers, moved.tensors, batch)
+        yield Ready(self._hooks, *moved.towers, moved.tensors)
         moved.keep()
-        return features
 
     def compile(self, **options: Any) -> None:
         """Compile the blocks of both towers and the Bridgers, each by itself.
@@ -271,54 +311,6 @@ class BridgedEncoder(HalfTowers):
         for index, part in enumerate(self.peft_parts()):
             tensors.update({f"peft.{index}.{k}": v for k, v in part.state_dict().items()})
         return tensors
-
-    def peft_parts(self) -> list[PeftPart]:
-        """Return the adapters of peft in the towers; see `bridger.tower_peft.find_peft`."""
-        self._owned()  # raises where peft took the place of what the adapter trains
-        parts = find_peft(self._sides())
-        if self._attached:
-            self._try_peft()
-        return parts
-
-    def _try_peft(self) -> None:
-        """Run the towers once for each new set of peft's layers, and refuse what takes no part."""
-        layers = frozenset(running_layers(self.towers).values())
-        if not layers <= self._tried:
-            pixels, ids, mask = trial_inputs(self.vision, self.text)
-            compiled, self._compiled = self._compiled, None
-            try:
-                with self.disable():
-                    refuse_unused(self.towers, lambda: self._run(Batch(pixels, ids, mask, 1)))
-            finally:
-                self._compiled = compiled
-        self._tried = layers
-
-    def _sides(self) -> dict[str, Tower]:
-        return {"vision": self.vision, "text": self.text}
-
-    def _owned(self) -> dict[str, dict[str, Tensor]]:
-        return self.tower_tensors.by_tower({k: v.module for k, v in self._sides().items()})
-
-    def merge_peft(self) -> None:
-        """Merge peft's layers into the towers for good, so that these run as fast as before.
-
-        The towers then hold what the layers learnt, also when they are called alone. An adapter
-        saved afterwards fits such towers only.
-
-        Raises:
-            ValueError: there are none, or peft cannot merge them; then all is as before.
-        """
-        parts = self.peft_parts()
-        if not parts:
-            raise ValueError("the towers hold no layers of peft: there is nothing to merge")
-        held = set(self._frozen)
-        own = {name: m for name, _, m in own_modules(self.towers) if m in held}
-        merge_peft(parts)
-        self.before_peft.clear()
-        # Copies of whole layers that peft has trained take over what their originals had.
-        copies = {name: m for name, _, m in own_modules(self.towers) if m not in held}
-        hold(copies.values(), flags_before(own[name] for name in copies))
-        self._frozen += copies.values()
 
     def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
         """Put one head on the features; its input widths are read from `spec`."""

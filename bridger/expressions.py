@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def flatten_expressions(
-    input_ids: Tensor, attention_mask: Tensor | None, expression_mask: Tensor | None
+    input_ids: Tensor | None, attention_mask: Tensor | None, expression_mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None, int]:
     """Turn (B, L) or (B, N, L) texts into rows, ordered image by image.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
 
@@ -66,12 +67,54 @@ class Mentions:
         tokens = rearrange(token_mask, "(b n) l -> b n l", n=expressions)
         return cls(each, each, tokens, expressions)
 
+    def fitted(self, images: int, expressions: int, length: int) -> Mentions:
+        """Return it for texts of B images, N expressions and L tokens, which towers may pad.
+
+        Raises:
+            ValueError: it is about other texts.
+        """
+        missing = length - self.tokens.shape[-1]
+        last = int(self.rows.max())
+        if missing < 0 or len(self.tokens) not in (1, images) or last >= expressions:
+            raise ValueError(
+                f"mentions with tokens {tuple(self.tokens.shape)} and rows up to {last} do not fit "
+                f"{images} images with {expressions} texts of {length} tokens each"
+            )
+        if not missing:
+            return self
+        return replace(self, tokens=F.pad(self.tokens, (0, missing)))
+
     def to(self, *args: Any, **kwargs: Any) -> Mentions:
         """Return it on another device, as `Tensor.to` does."""
         rows, classes, tokens = (
             tensor.to(*args, **kwargs) for tensor in (self.rows, self.classes, self.tokens)
         )
         return Mentions(rows, classes, tokens, self.num_classes)
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What a text tower makes of S texts alone, where no Bridger writes to them.
+
+    Attributes:
+        tokens: (S, L, C_t), as in `BridgedFeatures`.
+        token_mask: (S, L) bool.
+        sentence: (S, C_s).
+    """
+
+    tokens: Tensor
+    token_mask: Tensor
+    sentence: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return self.tokens.nbytes + self.token_mask.nbytes + self.sentence.nbytes
+
+    def of_every(self, images: int) -> TextFeatures:
+        """Return rows B*S, each of B images with all texts."""
+        rows = (self.tokens, self.token_mask, self.sentence)
+        return TextFeatures(*(repeat(row, "s ... -> (b s) ...", b=images) for row in rows))
 
 
 @dataclass
@@ -99,3 +142,14 @@ class BridgedFeatures:
     image_size: tuple[int, int]
     num_expressions: int
     mentions: Mentions | None = None
+
+    def naming(self, mentions: Mentions | None) -> BridgedFeatures:
+        """Return them as features of classes that the texts mention.
+
+        Raises:
+            ValueError: the mentions are of other texts.
+        """
+        if mentions is not None:
+            images, length = len(self.tokens) // self.num_expressions, self.tokens.shape[1]
+            mentions = mentions.fitted(images, self.num_expressions, length)
+        return replace(self, mentions=mentions)

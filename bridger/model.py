@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,7 +139,7 @@ class BridgedModel(ManagedHeads):
     ) -> BridgedFeatures:
         """Return the bridged features; arguments as in `BridgedEncoder.forward`, and `mentions`."""
         features: BridgedFeatures = self.encoder(*args, **kwargs)
-        return replace(features, mentions=mentions)
+        return features.naming(mentions)
 
     @contextmanager
     def disable(self) -> Iterator[None]:

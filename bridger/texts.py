@@ -81,6 +81,12 @@ class Texts:
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         return given if self.mentions is None else {**given, "mentions": self.mentions}
 
+    def to(self, device: torch.device) -> Texts:
+        """Return them on another device."""
+        ids, mask = self.input_ids.to(device), self.attention_mask.to(device)
+        mentions = None if self.mentions is None else self.mentions.to(device)
+        return Texts(self.names, ids, mask, mentions)
+
     def chunks(self, rows: int) -> list[Texts]:
         """Split into texts of at most `rows` sequences each, the classes of a sequence together.
 

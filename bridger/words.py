@@ -119,8 +119,9 @@ class TransformersWords(Words):
         self.tokenizer = tokenizer
         pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
         self.pad_id = next((id for id in (pad, end) if id is not None), 0)
-        # An unknown word is a word.
-        self.special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        # An unknown word is a word. CLIP's tokenizer, which knows all words, calls its end so.
+        unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, end, pad}
+        self.special_ids = frozenset(tokenizer.all_special_ids) - unknown
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Return each sentence's ids, whole, special tokens included."""
