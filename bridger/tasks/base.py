@@ -99,6 +99,12 @@ class Task(ABC):
             FileNotFoundError, ValueError: it is not there, or its files are broken.
         """
 
+    def open_several(
+        self, root: Root, splits: Sequence[str], dataset: str | None = None
+    ) -> list[Any]:
+        """Open splits, where a task can, by reading large files once; errors as of `open`."""
+        return [self.open(root, split, dataset) for split in splits]
+
     @abstractmethod
     def size(self, data: Any) -> str:
         """Return how much a split holds, in words."""
@@ -158,6 +164,9 @@ class Task(ABC):
         self, model: BridgedModel, data: Any, head: str, *, report: Report | None = None
     ) -> Result:
         """Judge a split by the figures of the task.
+
+        Further options are the task's own, with defaults; `bridger evaluate` offers "batch_size",
+        "threshold" and "first_sentence" for the tasks that have them.
 
         Raises:
             ValueError: the head is of another task.

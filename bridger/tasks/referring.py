@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bridger.data import ReferringDataset
 from bridger.data.augment import AUGMENTATIONS
-from bridger.data.catalog import PUBLISHED, open_split, pictures_of, the_only
+from bridger.data.catalog import PUBLISHED, open_split, open_splits, pictures_of, the_only
 from bridger.data.folder import OWN
 from bridger.tasks.base import Root, Task
 from bridger.training.schedule import Schedule
@@ -35,6 +35,12 @@ class ReferringTask(Task):
     def open(self, root: Root, split: str, dataset: str | None = None) -> ReferringDataset:
         """Open a split; see `bridger.data.open_split`."""
         return open_split(root, split, dataset)
+
+    def open_several(
+        self, root: Root, splits: Sequence[str], dataset: str | None = None
+    ) -> list[ReferringDataset]:
+        """Open splits; see `bridger.data.open_splits`."""
+        return list(open_splits(root, splits, dataset).values())
 
     def size(self, data: ReferringDataset) -> str:
         """Return the number of refs."""

@@ -75,11 +75,22 @@ class ReferringSegmentation(ReferringTask):
         head: str,
         *,
         report: Report | None = None,
+        batch_size: int = 32,
+        threshold: float = 0.35,
+        first_sentence: bool = False,
     ) -> Evaluation:
-        """Judge every sentence; see `bridger.evaluation.evaluate`."""
+        """Judge every sentence, or the first of every ref; see `bridger.evaluation.evaluate`."""
         from bridger.evaluation import evaluate
 
-        return evaluate(model, data, head=head, report=report)
+        return evaluate(
+            model,
+            data,
+            threshold,
+            batch_size,
+            first_sentence=first_sentence,
+            head=head,
+            report=report,
+        )
 
     def validate(
         self,
@@ -90,9 +101,7 @@ class ReferringSegmentation(ReferringTask):
         report: Report | None = None,
     ) -> Evaluation:
         """Judge the first sentence of every ref, as the reference chooses its checkpoint."""
-        from bridger.evaluation import evaluate
-
-        return evaluate(model, data, first_sentence=True, head=head, report=report)
+        return self.evaluate(model, data, head, report=report, first_sentence=True)
 
     def draw(
         self, model: BridgedModel, data: ReferringDataset, head: str, index: int
