@@ -8,6 +8,7 @@ its parameters.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from torch.nn import functional as F
 
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads import ReferringSegmentationHead
+from bridger.heads.fusing import FusingHead
+from bridger.heads.projector import Enlarger
+
+HeadT = TypeVar("HeadT", bound=nn.Module)
 
 SPEC = EncoderSpec(
     map_widths=(6, 10, 12), map_strides=(8, 16, 32), token_width=20, sentence_width=12, joint=True
@@ -40,13 +45,13 @@ def features(
         tokens=torch.randn(rows, words, spec.token_width),
         token_mask=token_mask,
         sentence=torch.randn(rows, spec.sentence_width),
-        pooled=None,
+        pooled=torch.randn(rows, spec.pooled_width) if spec.pooled_width else None,
         image_size=image_size,
         num_expressions=expressions,
     )
 
 
-def randomised(head: ReferringSegmentationHead) -> ReferringSegmentationHead:
+def randomised(head: HeadT) -> HeadT:
     """Give norms and biases values that show when one is forgotten; returns the head in eval."""
     for name, tensor in head.state_dict().items():
         if name.endswith("running_var"):
@@ -62,6 +67,21 @@ def plain_logits(head: ReferringSegmentationHead, given: BridgedFeatures) -> Ten
 
 
 def _one(head: ReferringSegmentationHead, given: BridgedFeatures, row: int) -> Tensor:
+    projector = head.projector
+    x = plain_enlarged(projector, plain_fused(head, given, row))
+    z = F.linear(given.sentence[row], projector.sentence.weight, projector.sentence.bias)
+    return F.conv2d(x, z[:-1].reshape(1, -1, 3, 3), z[-1:], padding=1)[0]
+
+
+def plain_enlarged(layers: Enlarger, x: Tensor) -> Tensor:
+    """Return the map (1, D/2, 4H, 4W) of a fused one (1, D, H, W)."""
+    x = _conv(F.interpolate(x, scale_factor=2, mode="bilinear"), layers.first)
+    x = _conv(F.interpolate(x, scale_factor=2, mode="bilinear"), layers.second)
+    return F.conv2d(x, layers.last.weight, layers.last.bias)
+
+
+def plain_fused(head: FusingHead, given: BridgedFeatures, row: int) -> Tensor:
+    """Return the fused map (1, D, H, W) of a row, at a grid_stride of 16."""
     maps = [m[row : row + 1] for m in given.maps]
     sentence = given.sentence[row : row + 1]
     neck, config = head.hierarchical_alignment, head.config
@@ -83,13 +103,7 @@ def _one(head: ReferringSegmentationHead, given: BridgedFeatures, row: int) -> T
         text = given.tokens[row][given.token_mask[row]][None]  # padding is simply not there
     else:
         text = sentence[None]
-    x = _decode(head.global_alignment, fused, text, config.num_heads)
-    projector = head.projector
-    x = _conv(F.interpolate(x, scale_factor=2, mode="bilinear"), projector.first)
-    x = _conv(F.interpolate(x, scale_factor=2, mode="bilinear"), projector.second)
-    x = F.conv2d(x, projector.last.weight, projector.last.bias)
-    z = F.linear(sentence, projector.sentence.weight, projector.sentence.bias)[0]
-    return F.conv2d(x, z[:-1].reshape(1, -1, 3, 3), z[-1:], padding=1)[0]
+    return _decode(head.global_alignment, fused, text, config.num_heads)
 
 
 def _bn(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:

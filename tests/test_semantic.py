@@ -1,0 +1,414 @@
+"""The semantic segmentation head against plain loops, its losses, what it predicts, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers_heads import SPEC, features, plain_enlarged, plain_fused, randomised
+from helpers_towers import PAIRS
+from helpers_words import word_tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from bridger import BridgedModel, BridgerConfig, Processor, attach_bridgers
+from bridger.features import BridgedFeatures, EncoderSpec, Mentions
+from bridger.heads import SemanticSegmentationHead
+from bridger.heads.semantic import score_mentions
+from bridger.heads.semantic_losses import label_cross_entropy, label_dice
+from bridger.labels import BACKGROUND, IGNORE
+from bridger.predictions import SemanticPrediction
+from bridger.predictions.maps import PictureMaps, Piece
+from bridger.processing import Placement
+
+SMALL = {"width": 32, "num_heads": 4, "num_layers": 1, "dropout": 0.0}
+SIZE = (64, 96)
+
+
+def build(spec: EncoderSpec = SPEC, **changes: Any) -> SemanticSegmentationHead:
+    torch.manual_seed(0)
+    return randomised(SemanticSegmentationHead.from_spec(spec, **{**SMALL, **changes}))
+
+
+def packed(batch: int = 2) -> BridgedFeatures:
+    """Four classes, two of them mentioned twice, in two expressions; rows in no order."""
+    given = features(batch=batch, expressions=2)
+    rows, classes = torch.tensor([1, 0, 1, 0, 1, 0]), torch.tensor([2, 0, 1, 2, 3, 3])
+    tokens = torch.zeros(1, 6, 5, dtype=torch.bool)
+    for mention, (first, last) in enumerate([(0, 1), (0, 2), (1, 2), (2, 4), (0, 2), (4, 5)]):
+        tokens[0, mention, first:last] = True
+    return dataclasses.replace(given, mentions=Mentions(rows, classes, tokens, 4))
+
+
+def label_map(classes: int, batch: int = 2) -> Tensor:
+    """Every class, background and pixels that do not count."""
+    labels = torch.randint(0, classes, (batch, *SIZE))
+    labels[:, :, :20], labels[:, :, -8:] = BACKGROUND, IGNORE
+    return labels
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def plain_logits(head: SemanticSegmentationHead, given: BridgedFeatures) -> Tensor:
+    """The logits (B, K, h, w), one class of one picture after the other."""
+    n, mentions = given.num_expressions, given.mentions
+    batch = len(given.sentence) // n
+    if mentions is None:
+        tokens = given.token_mask.reshape(batch, n, -1)
+        mentions = Mentions(torch.arange(n), torch.arange(n), tokens, n)
+    tokens = mentions.tokens.expand(batch, -1, -1)
+    logits = []
+    for b in range(batch):
+        for k in range(mentions.num_classes):
+            scores = []
+            for m in (mentions.classes == k).nonzero()[:, 0].tolist():
+                row = b * n + int(mentions.rows[m])
+                cells = plain_enlarged(head.enlarger, plain_fused(head, given, row))[0]
+                said = given.tokens[row][tokens[b, m]].mean(dim=0)
+                text = head.embedding.sentence(given.sentence[row]) + head.embedding.tokens(said)
+                score = sum(c * t for c, t in zip(cells, text, strict=True)) / math.sqrt(len(text))
+                scores.append(score + plain_cosines(head, given, row, score.shape))
+            logits.append(sum(scores) / len(scores) + (0 if head.bias is None else head.bias))
+    return torch.stack(logits).reshape(batch, mentions.num_classes, *logits[0].shape)
+
+
+def plain_cosines(
+    head: SemanticSegmentationHead, given: BridgedFeatures, row: int, size: torch.Size
+) -> Tensor | float:
+    if head.zero_shot is None:
+        return 0.0
+    cosines = F.cosine_similarity(given.maps[-1][row], given.sentence[row][:, None, None], dim=0)
+    return head.zero_shot * F.interpolate(cosines[None, None], tuple(size), mode="bilinear")[0, 0]
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("background", [True, False])
+def test_it_computes_what_it_says(joint: bool, background: bool) -> None:
+    head = build(dataclasses.replace(SPEC, joint=joint), background=background)
+    for given in (features(batch=2, expressions=3), packed()):
+        with torch.no_grad():
+            close(head(given).logits, plain_logits(head, given))
+
+
+def test_a_class_scores_as_the_mean_of_its_mentions() -> None:
+    cells, texts = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 7, 4)
+    rows = torch.tensor([2, 0, 2, 2, 0, 2, 1])
+    scores = score_mentions(cells, texts, Mentions(rows, rows, torch.ones(1, 7, 2).bool(), 3))
+    for m, row in enumerate(rows.tolist()):
+        close(scores[:, m], (cells[:, row] * texts[:, m, :, None, None]).sum(dim=1))
+
+
+def test_one_class_is_the_same_packed_and_by_itself() -> None:
+    head, given = build(), features(batch=2, expressions=1)
+    alone = head(given).logits
+    tokens = given.token_mask[:, None]
+    each = torch.zeros(1, dtype=torch.long)
+    same = dataclasses.replace(given, mentions=Mentions(each, each, tokens, 1))
+    assert torch.equal(head(same).logits, alone)
+
+
+def test_classes_asked_in_chunks_are_joined_exactly() -> None:
+    head, given = build(), features(batch=2, expressions=5)
+    whole = head(given)
+    parts = []
+    for some in (slice(0, 2), slice(2, 5)):
+        chosen = torch.arange(10).reshape(2, 5)[:, some].flatten()
+        part = dataclasses.replace(
+            given,
+            maps=tuple(m[chosen] for m in given.maps),
+            tokens=given.tokens[chosen],
+            token_mask=given.token_mask[chosen],
+            sentence=given.sentence[chosen],
+            num_expressions=some.stop - some.start,
+        )
+        parts.append(head(part))
+    merged = head.merge(parts)
+    assert torch.equal(merged.logits, torch.cat([part.logits for part in parts], dim=1))
+    close(merged.logits, whole.logits)
+    close(head.probabilities(merged.logits), head.probabilities(whole.logits))
+
+
+def test_probabilities_share_one_pixel_among_classes_and_background() -> None:
+    logits = torch.randn(2, 3, 4, 5)
+    e = logits.exp()
+    close(build().probabilities(logits), e / (1 + e.sum(dim=1, keepdim=True)))
+    close(build(background=False).probabilities(logits), e / e.sum(dim=1, keepdim=True))
+    close(build(multi_label=True).probabilities(logits), e / (1 + e))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_the_loss_is_torchs_cross_entropy_and_dice_as_weighted(background: bool) -> None:
+    head, given, labels = build(background=background, dice_weight=0.5), packed(), label_map(4)
+    output = head(given, labels)
+    small = labels[:, ::4, ::4]
+    counts = small != IGNORE if background else small >= 0
+    scores = output.logits
+    if background:
+        scores = torch.cat([scores, torch.zeros(2, 1, 16, 24)], dim=1)
+    truth = torch.where(small == BACKGROUND, 4, small)
+    entropy = F.cross_entropy(scores.movedim(1, -1)[counts], truth[counts])
+    p = scores.softmax(dim=1)
+    dice = []
+    for b in range(2):
+        for k in range(4):
+            a, y = p[b, k][counts[b]], (small[b] == k)[counts[b]].float()
+            dice.append(1 - (2 * (a * y).sum() + 1) / (a.sum() + y.sum() + 1))
+    close(output.losses["cross_entropy"], entropy)
+    close(output.losses["dice"], 0.5 * torch.stack(dice).mean())
+    close(output.loss, entropy + 0.5 * torch.stack(dice).mean())
+
+
+def test_the_loss_of_nothing_that_counts_is_zero() -> None:
+    logits = torch.randn(2, 3, 4, 5, requires_grad=True)
+    targets = torch.full((2, 4, 5), IGNORE)
+    for background in (True, False):
+        loss = label_cross_entropy(logits, targets, background)
+        loss = loss + label_dice(logits.softmax(dim=1), targets, background)
+        assert loss == 0
+        loss.backward()
+        assert logits.grad.isfinite().all()
+
+
+def test_multi_label_judges_each_class_for_itself() -> None:
+    head, given = build(multi_label=True, dice_weight=0.5), packed()
+    masks = torch.rand(2, 4, *SIZE)
+    output = head(given, masks)
+    p, y = output.logits.sigmoid(), masks[..., ::4, ::4]
+    entropy = F.binary_cross_entropy_with_logits(output.logits, y)
+    both, sums = (p * y).sum(dim=(2, 3)), (p + y).sum(dim=(2, 3))
+    close(output.loss, entropy + 0.5 * (1 - (2 * both + 1) / (sums + 1)).mean())
+
+
+@pytest.mark.parametrize("changes", [{}, {"background": False}, {"multi_label": True}])
+def test_every_trained_parameter_gets_a_gradient(changes: dict[str, Any]) -> None:
+    head = build(**changes).train()
+    masks = torch.rand(2, 4, *SIZE) if "multi_label" in changes else label_map(4)
+    head(packed(), masks).loss.backward()
+    assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"background": False}, {"multi_label": True}])
+def test_padding_classes_never_win_and_never_count(changes: dict[str, Any]) -> None:
+    head, given = build(**changes), features(batch=2, expressions=3)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    multi = "multi_label" in changes
+    labels = torch.rand(2, 3, *SIZE) if multi else label_map(2)
+    output = head(given, labels, mask)
+    assert (head.probabilities(output.logits)[1, 2] == 0).all()
+    assert torch.equal(output.logits[mask], head(given).logits[mask])
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+    for features_i in (*given.maps, given.tokens, given.sentence):
+        features_i[5] = 7.0  # what padding holds
+    if multi:
+        labels[1, 2] = 3.0
+    close(head(given, labels, mask).loss, output.loss)
+    if not multi:
+        labels[1, 30, 50] = 2
+        with pytest.raises(ValueError, match=r"number of a class that is not padding.*got \[2\]"):
+            head(given, labels, mask)
+
+
+def test_padding_tokens_do_not_count() -> None:
+    head, given = build(), features(batch=2, expressions=2)
+    before = head(given).logits
+    given.tokens[~given.token_mask] = math.nan
+    # Attention masks keys, but a nan value would stay: towers never give one where heads read.
+    given.tokens.nan_to_num_(1e3)
+    assert torch.equal(head(given).logits, before)
+
+
+@pytest.mark.parametrize("image_size", [(70, 100), (33, 17)])
+@pytest.mark.parametrize("grid_stride", [16, 8])
+def test_any_size_ends_at_a_quarter_of_the_grid_stride(
+    image_size: tuple[int, int], grid_stride: int
+) -> None:
+    head = build(grid_stride=grid_stride)
+    given = features(batch=2, expressions=2, image_size=image_size)
+    output = head(given, torch.zeros(2, *image_size, dtype=torch.long))
+    cell = grid_stride // 4
+    assert output.logits.shape == (2, 2, *(-(-side // cell) for side in image_size))
+    assert output.loss.isfinite()
+
+
+def test_half_precision_gives_float32() -> None:
+    head, given, labels = build(), packed(), label_map(4)
+    half = dataclasses.replace(
+        given,
+        maps=tuple(m.bfloat16() for m in given.maps),
+        tokens=given.tokens.bfloat16(),
+        sentence=given.sentence.bfloat16(),
+    )
+    assert head(half).logits.dtype == torch.float32
+    torch.testing.assert_close(head(half).logits, head(given).logits, rtol=0.1, atol=0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = head(given, labels)
+    assert output.logits.dtype == output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, head(given, labels).loss, rtol=0.1, atol=0)
+    output.loss.backward()
+
+
+def test_bad_labels_say_what_was_expected_and_found() -> None:
+    head, given, labels = build(), packed(), label_map(4)
+    with pytest.raises(ValueError, match=r"\(2, 64, 96\).*got \(2, 16, 24\)"):
+        head(given, labels[:, ::4, ::4])
+    with pytest.raises(ValueError, match=r"\(2, 64, 96\).*got \(2, 4, 64, 96\)"):
+        head(given, labels[:, None].expand(-1, 4, -1, -1))
+    for masks in (torch.rand(2, 4, *SIZE), torch.rand(2, *SIZE) > 0.5, labels.to(torch.uint8)):
+        with pytest.raises(TypeError, match="int64.*multi_label=True"):
+            head(given, masks)
+    for wrong in (4, -2, 255):
+        bad = labels.clone()
+        bad[1, 3, 30] = wrong
+        with pytest.raises(ValueError, match=rf"0 to 3.*got \[{wrong}\]"):
+            head(given, bad)
+    with pytest.raises(ValueError, match=r"expression_mask must be \(B, N\) = \(2, 2\)"):
+        head(given, labels, torch.ones(2, 4, dtype=torch.bool))
+    several = build(multi_label=True)
+    with pytest.raises(TypeError, match="built with multi_label=True"):
+        several(given, labels)
+    with pytest.raises(ValueError, match=r"\(2, 4, 64, 96\).*got \(2, 64, 96\)"):
+        several(given, torch.rand(2, *SIZE))
+    with pytest.raises(ValueError, match="labels must lie between 0 and 1"):
+        several(given, torch.full((2, 4, *SIZE), 255.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dice_weight": -1.0}, "dice_weight"),
+        ({"width": 30}, "multiple of 4"),
+        ({"text_mode": "joined"}, "did you mean 'joint'"),
+        ({"classes": ("dog", "dog")}, "dog"),
+        ({"backgruond": True}, "did you mean 'background'"),
+    ],
+)
+def test_bad_options_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SemanticSegmentationHead.from_spec(SPEC, **changes)
+
+
+# What it predicts.
+
+
+def maps_of(probabilities: Tensor, size: tuple[int, int] = (4, 6)) -> PictureMaps:
+    """Maps whose cells are the picture's pixels."""
+    placement = Placement.fit(size, size)
+    return PictureMaps((Piece(probabilities, placement),), size, lambda cells, _: cells.numpy())
+
+
+def test_a_pixel_gets_its_most_probable_class_or_background(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = 2 * torch.randn(5, 4, 6) - 1
+    p = torch.cat([logits, torch.zeros(1, 4, 6)]).softmax(dim=0)
+    expected = p.argmax(dim=0).numpy()
+    expected[expected == 5] = BACKGROUND
+    names = list("abcde")
+    whole = SemanticPrediction.single_label(maps_of(p[:5]), names, background=True)
+    assert np.array_equal(whole.labels, expected) and (expected == BACKGROUND).any()
+    monkeypatch.setattr("bridger.predictions.maps.CELLS_AT_ONCE", 2 * 24)
+    chunked = SemanticPrediction.single_label(maps_of(p[:5]), names, background=True)
+    assert np.array_equal(chunked.labels, expected)
+    assert np.array_equal(chunked.scores, whole.scores)
+    for entry in whole.found():
+        inside = expected == names.index(entry["words"])
+        assert entry["share"] == pytest.approx(inside.mean())
+        score = p[names.index(entry["words"])].numpy()[inside].mean()
+        assert entry["score"] == pytest.approx(score)
+    assert len(whole.found()) == len(set(expected.flatten()) - {BACKGROUND})
+    assert json.dumps(whole.found())
+
+    none = SemanticPrediction.single_label(maps_of(p[:5]), names, background=False)
+    assert np.array_equal(none.labels, p[:5].argmax(dim=0).numpy())
+    sure = SemanticPrediction.single_label(maps_of(p[:5]), names, False, threshold=0.6)
+    best = p[:5].amax(dim=0).numpy()
+    assert np.array_equal(sure.labels, np.where(best > 0.6, none.labels, BACKGROUND))
+    assert np.array_equal(whole.probabilities, p[:5].numpy())
+
+
+def test_a_pixel_may_belong_to_several_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.rand(3, 4, 6)
+    p[2] *= 0.5
+    monkeypatch.setattr("bridger.predictions.maps.CELLS_AT_ONCE", 24)
+    found = SemanticPrediction.multi_label(maps_of(p), "abc", 0.5)
+    assert np.array_equal(found.masks, p.numpy() > 0.5)
+    best = np.where(p.amax(dim=0) > 0.5, p.argmax(dim=0), BACKGROUND)
+    assert np.array_equal(found.labels, best)
+    assert found.shares == pytest.approx((p.numpy() > 0.5).mean(axis=(1, 2)))
+    assert found.scores[0] == pytest.approx(p[0][p[0] > 0.5].mean())
+    assert found.scores[2] == 0
+    assert [entry["words"] for entry in found.found()] in (["a", "b"], ["b", "a"])
+
+
+def test_regions_are_drawn_and_named() -> None:
+    p = torch.zeros(3, 40, 60)
+    p[0, :20], p[2, 20:, 30:] = 0.9, 0.8
+    found = SemanticPrediction.single_label(maps_of(p, (40, 60)), ["sky", "sea", "sand"], True)
+    assert [entry["words"] for entry in found.found()] == ["sky", "sand"]
+    picture = np.full((40, 60, 3), 128, np.uint8)
+    drawn = found.overlay(picture, least_side=120)
+    assert drawn.width == 120 and drawn.height > 80  # the legend is below
+    colours = [drawn.getpixel(at) for at in ((60, 20), (90, 60), (30, 60))]
+    assert len(set(colours)) == 3
+    nothing = SemanticPrediction.single_label(maps_of(0 * p, (40, 60)), ["a", "b", "c"], True)
+    assert nothing.found() == [] and nothing.overlay(picture, least_side=120).size == (120, 80)
+    with pytest.raises(ValueError, match="picture that they were predicted for"):
+        found.overlay(picture[:30])
+
+
+# In a model.
+
+
+def model_of(**changes: Any) -> BridgedModel:
+    torch.manual_seed(0)
+    vision, text = PAIRS["open_clip_vit"]()
+    bridgers = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
+    encoder = attach_bridgers(vision, text, 2, bridgers)
+    options = {**SMALL, "grid_stride": 8, "classes": ("dog", ("cat", "owl"), "ball"), **changes}
+    model = encoder.with_head(SemanticSegmentationHead, **options)
+    mean = std = (0.5, 0.5, 0.5)
+    model.processor = Processor(32, mean, std, word_tokenizer(), 16)
+    return model
+
+
+@pytest.mark.parametrize("mode", ["separate", "joint"])
+def test_a_saved_head_predicts_the_same(mode: str, tmp_path: Path) -> None:
+    model = model_of(text_mode=mode)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    expected = model.predict(picture)
+    assert expected.names == ("dog", "cat", "ball") and expected.labels.shape == (40, 50)
+    assert expected.probabilities.shape == (3, 40, 50)
+    model.save_pretrained(tmp_path)
+    loaded = BridgedModel.from_pretrained(tmp_path, *PAIRS["open_clip_vit"]())
+    loaded.processor = model.processor
+    again = loaded.predict(picture)
+    assert np.array_equal(again.probabilities, expected.probabilities)
+    assert np.array_equal(again.labels, expected.labels)
+    other = loaded.predict(picture, ["left", "right ball"], rows_at_once=1)
+    assert other.names == ("left", "right ball")
+
+
+def test_classes_asked_a_few_at_a_time_give_the_same() -> None:
+    model = model_of(templates=("{}", "a {}"))
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    together, parts = (model.predict(picture, rows_at_once=rows) for rows in (64, 1))
+    np.testing.assert_allclose(parts.probabilities, together.probabilities, atol=1e-5)
+    assert (parts.labels != together.labels).mean() < 0.01
+
+
+def test_several_classes_per_pixel_are_cut_at_the_threshold() -> None:
+    model = model_of(multi_label=True)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    found = model.predict(picture, threshold=0.02)
+    assert found.masks.shape == (3, 40, 50)
+    assert np.array_equal(found.masks, found.probabilities > 0.02)
+    assert np.array_equal(model.predict(picture).masks, found.probabilities > 0.5)
