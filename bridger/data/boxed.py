@@ -69,16 +69,19 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
             categories = _by_id(stream(self.path, "categories.item"), "categories")
             pictures = _by_id(stream(self.path, "images.item"), "images")
             self.category_ids, self.image_ids = tuple(categories), tuple(pictures)
-            names = [[entry["name"], *entry.get("synonyms", ())] for entry in categories.values()]
+            names = [
+                split_names(",".join([entry["name"], *entry.get("synonyms", ())]))
+                for entry in categories.values()
+            ]
             self._pictures = [
-                Picture(entry["file_name"], (entry["height"], entry["width"]))
+                Picture(entry["file_name"], (int(entry["height"]), int(entry["width"])))
                 for entry in pictures.values()
             ]
             boxes = _read_boxes(self.path, self.category_ids, self.image_ids)
         except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             known = f"{error}" if type(error) is ValueError else f"an entry is odd: {error!r}"
             raise ValueError(f"{self.path} is not like COCO's files: {known}") from error
-        self.classes = class_names([split_names(",".join(some)) for some in names], self.path)
+        self.classes = class_names(names, self.path)
         self._boxes = self._fitting(boxes, broken)
         self._starts = np.searchsorted(self._boxes.pictures, np.arange(len(self) + 1))
         self._folder = _folder_of(self._pictures[0].name, files.places)
@@ -120,7 +123,7 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         # What is not a number fails every comparison.
         inside = (boxes.corners >= -ROUNDING) & (boxes.corners <= edges + ROUNDING)
         cut = boxes.corners.clip(0, edges)
-        good = inside.all(axis=1) & (cut[:, :2] < cut[:, 2:]).all(axis=1)
+        good = np.asarray(inside.all(axis=1) & (cut[:, :2] < cut[:, 2:]).all(axis=1))
         if good.all():
             return boxes._replace(corners=cut)
         bad = np.flatnonzero(~good)

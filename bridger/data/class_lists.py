@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridger.class_phrases import check_class_names, names_of
-from bridger.texts import ClassName
+from bridger.class_phrases import ClassName, check_class_names, names_of
 
 CLASSES_FILE = "classes.txt"
 # ImageNet's lists name a folder first: "n01440764 tench, Tinca tinca".
@@ -37,27 +36,31 @@ class ClassList:
         Raises:
             ValueError: a name is empty or stands twice.
         """
-        keys = tuple(keys)
-        return cls(keys, class_names([[_readable(key)] for key in keys], path), path)
+        found = tuple(keys)
+        return cls(found, class_names([[_readable(key)] for key in found], path), path)
 
-    def only(self, keys: Iterable[str], path: Path) -> ClassList:
-        """Return those of some keys, in the order of the whole list.
+    def require(self, keys: Iterable[str], path: Path | str) -> None:
+        """Make sure that some keys are in the list.
 
         Args:
-            path: the file that asks for them.
+            path: where they were found, for errors.
 
         Raises:
-            ValueError: a key is not in the list.
+            ValueError: one is not.
         """
-        wanted = list(keys)
-        if unknown := sorted(set(wanted) - set(self.keys)):
+        if unknown := sorted(set(keys).difference(self.keys)):
             raise ValueError(
                 f"{path}: {', '.join(map(repr, unknown[:3]))} not among the {len(self.keys)} "
                 f"classes of {self.path}: correct the spelling, or add a line there"
             )
-        kept = [i for i, key in enumerate(self.keys) if key in set(wanted)]
-        keys, names = (tuple(values[i] for i in kept) for values in (self.keys, self.names))
-        return ClassList(keys, names, self.path)
+
+    def only(self, keys: Iterable[str]) -> ClassList:
+        """Return those of some keys, in the order of the whole list."""
+        wanted = set(keys)
+        kept = [i for i, key in enumerate(self.keys) if key in wanted]
+        return ClassList(
+            tuple(self.keys[i] for i in kept), tuple(self.names[i] for i in kept), self.path
+        )
 
 
 def read_class_list(path: Path) -> ClassList:
@@ -88,7 +91,9 @@ def classes_of_split(root: Path, split: str, every: ClassList) -> ClassList:
     path = root / f"classes_{split}.txt"
     if not path.is_file():
         return every
-    return every.only((_key_and_names(line)[0] for line in read_lines(path)), path)
+    keys = [_key_and_names(line)[0] for line in read_lines(path)]
+    every.require(keys, path)
+    return every.only(keys)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -143,20 +148,6 @@ def class_names(entries: Sequence[Sequence[str]], path: Path) -> tuple[ClassName
 def is_background(name: ClassName) -> bool:
     """Whether a class stands for all pixels that belong to none: "background" and the like."""
     return names_of(name)[0].casefold() == "background"
-
-
-def by_key(names: Mapping[str, int], key: str, where: str, path: Path) -> int:
-    """Return the number of a class.
-
-    Raises:
-        ValueError: there is no such class.
-    """
-    if key not in names:
-        raise ValueError(
-            f"{where}: {key!r} is not among the {len(names)} classes of {path}: correct it, or "
-            f"add it there"
-        )
-    return names[key]
 
 
 def _key_and_names(line: str) -> tuple[str, list[str]]:

@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bridger.data.class_lists import CLASSES_FILE, ClassList, classes_of_split, read_class_list
 from bridger.data.folder import OWN
@@ -26,6 +27,13 @@ and, in both, {root}/classes.txt where classes should be in another order or hav
 _SEVERAL = ";"
 
 
+class Row(NamedTuple):
+    """A picture's file, and the keys of its classes."""
+
+    name: str
+    keys: tuple[str, ...]
+
+
 class ClassifiedPictures(LabelledDataset[ClassifiedPicture]):
     """The pictures of one split, see `open_classified`.
 
@@ -34,10 +42,9 @@ class ClassifiedPictures(LabelledDataset[ClassifiedPicture]):
 
     Args:
         split: name of the split.
-        folder: what the pictures' names are relative to.
-        names: of the pictures' files.
-        labels: the keys of each picture's classes.
-        classes: those that the split speaks of; keys are among them.
+        folder: what the pictures' files are relative to.
+        rows: the pictures.
+        classes: those that the split speaks of, all of the rows' among them.
         multi_label: see above.
     """
 
@@ -45,16 +52,15 @@ class ClassifiedPictures(LabelledDataset[ClassifiedPicture]):
         self,
         split: str,
         folder: Path,
-        names: Sequence[str],
-        labels: Iterable[Sequence[str]],
+        rows: Sequence[Row],
         classes: ClassList,
         multi_label: bool,
     ) -> None:
         self.name, self.split, self.classes = OWN, split, classes.names
         self.multi_label = multi_label
         numbers = {key: number for number, key in enumerate(classes.keys)}
-        self._folder, self._names = folder, names
-        self._labels = [tuple(sorted({numbers[key] for key in keys})) for keys in labels]
+        self._folder, self._names = folder, [row.name for row in rows]
+        self._labels = [tuple(sorted({numbers[key] for key in row.keys})) for row in rows]
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -99,15 +105,14 @@ def open_classified(root: str | os.PathLike[str], split: str) -> ClassifiedPictu
     every = _classes(root, places.values())
     some = classes_of_split(root, split, every)
     if place.is_dir():
-        some.only(keys := [name for name, _ in folders_in(place)], place)
-        names, labels = _in_folders(place, keys)
-        return ClassifiedPictures(split, place, names, labels, some, multi_label=False)
+        folders = [name for name, _ in folders_in(place)]
+        some.require(folders, place)
+        return ClassifiedPictures(split, place, _in_folders(place, folders), some, False)
     rows, multi_label = _read_table(place)
-    for number, (_, keys) in rows.items():
-        some.only(keys, Path(f"{place}, line {number}"))
-    names = [name for name, _ in rows.values()]
-    labels = [keys for _, keys in rows.values()]
-    return ClassifiedPictures(split, root, names, labels, some, multi_label)
+    keys = {key: line for line, row in reversed(rows.items()) for key in row.keys}
+    for key, line in keys.items():
+        some.require([key], f"{place}, line {line}")
+    return ClassifiedPictures(split, root, list(rows.values()), some, multi_label)
 
 
 def classified_splits(root: str | os.PathLike[str]) -> list[str]:
@@ -139,28 +144,26 @@ def _classes(root: Path, places: Iterable[Path]) -> ClassList:
         if place.is_dir():
             keys |= {name for name, _ in folders_in(place)}
         else:
-            keys |= {key for _, row in _read_table(place)[0].values() for key in row}
+            keys |= {key for row in _read_table(place)[0].values() for key in row.keys}
     return ClassList.of_keys(sorted(keys), root)
 
 
-def _in_folders(place: Path, keys: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the pictures below a split's folder, and the class of each."""
-    names: list[str] = []
-    labels: list[tuple[str, ...]] = []
+def _in_folders(place: Path, keys: Sequence[str]) -> list[Row]:
+    """Return the pictures below a split's folder, by class."""
+    rows: list[Row] = []
     for key in keys:
         found = pictures_below(place / key)
         if not found:
             raise ValueError(
                 f"there are no pictures in {place / key}: fill the folder, or remove it"
             )
-        names += [f"{key}/{name}" for name in found]
-        labels += [(key,)] * len(found)
-    return names, labels
+        rows += [Row(f"{key}/{name}", (key,)) for name in found]
+    return rows
 
 
-def _read_table(path: Path) -> tuple[dict[int, tuple[str, tuple[str, ...]]], bool]:
+def _read_table(path: Path) -> tuple[dict[int, Row], bool]:
     """Return each picture of a table and its classes, by line, and whether it is multi-label."""
-    rows: dict[int, tuple[str, tuple[str, ...]]] = {}
+    rows: dict[int, Row] = {}
     seen: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -174,7 +177,7 @@ def _read_table(path: Path) -> tuple[dict[int, tuple[str, tuple[str, ...]]], boo
                 if image in seen:
                     raise ValueError(f"{where}: {image} was in line {seen[image]} already")
                 seen[image] = reader.line_num
-                rows[reader.line_num] = (image, _labels_in(text, column, where))
+                rows[reader.line_num] = Row(image, _labels_in(text, column, where))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a table in UTF-8 ({error})") from error
     if not rows:

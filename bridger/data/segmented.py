@@ -16,7 +16,7 @@ from bridger.data.labelled import LabelledDataset, SegmentedPicture
 from bridger.data.masks import picture_size
 from bridger.data.segmented_layouts import Numbers, SegmentedFiles, find_layout
 
-_NUMBERED = frozenset(("1", "L", "P", "I", "I;16", "I;16B"))  # Pillow's modes of one whole number
+_NUMBERED = frozenset(("1", "L", "P", "I", "I;16"))  # Pillow's modes of one whole number
 
 
 @dataclass(frozen=True)
