@@ -113,7 +113,7 @@ class BridgedEncoder(TunedTowers):
         stages = [self.vision.blocks[v] for v, _ in self.stages[:-1]]
         last = self.vision.blocks[-1]
         joint = self.vision.joint_width
-        contrast = read_contrast(self.vision.module, self.text.module)
+        contrast = read_contrast(self.vision, self.text)
         return EncoderSpec(
             map_widths=(
                 *(block.width for block in stages),

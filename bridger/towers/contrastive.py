@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from bridger.towers.base import unwrap
+from bridger.towers.base import Tower, unwrap
 
 
 class Contrast(NamedTuple):
@@ -21,13 +21,14 @@ class Contrast(NamedTuple):
     bias: float | None
 
 
-def read_contrast(*modules: nn.Module) -> Contrast:
-    """Read both off the first module that is a whole model, as users pass whole CLIPs.
+def read_contrast(*towers: Tower) -> Contrast:
+    """Read both off the first tower that was given as a whole model.
 
     open_clip and transformers keep the logarithm of the scale in `logit_scale`.
     """
-    for module in map(unwrap, modules):
-        scale, bias = (getattr(module, name, None) for name in ("logit_scale", "logit_bias"))
+    for tower in towers:
+        whole = unwrap(tower.given)
+        scale, bias = (getattr(whole, name, None) for name in ("logit_scale", "logit_bias"))
         if isinstance(scale, Tensor) and scale.numel() == 1:
             return Contrast(
                 scale.detach().float().exp().item(),
