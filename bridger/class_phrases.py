@@ -90,10 +90,16 @@ class ClassPhrases:
         words = self._words.pad([[*p.start, *p.body, *p.end] for _, p in every])
         return words, _mentions(spans, words["input_ids"].shape[1], len(self.names))
 
-    def joint(self) -> tuple[dict[str, Tensor], Mentions]:
+    def joint(
+        self, picks: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[dict[str, Tensor], Mentions]:
         """Return phrases one after the other in as few sequences as hold them, classes in order.
 
         All phrases of a class stand in one sequence, with a comma between neighbours.
+
+        Args:
+            picks: (class, number of its phrase) of those that are asked about, each class once,
+                which are numbered in this order; None: all phrases of all classes.
 
         Raises:
             ValueError: a class has more phrases than fit one sequence.
@@ -102,12 +108,17 @@ class ClassPhrases:
         comma = [id for id in self._words.encode([","])[0] if id not in self._words.special_ids]
         rows: list[list[int]] = []
         spans: list[Span] = []
-        for k, phrases in enumerate(self.phrases):
+        chosen = (
+            list(zip(self.names, self.phrases, strict=True))
+            if picks is None
+            else [(self.names[k], [self.phrases[k][number]]) for k, number in picks]
+        )
+        for k, (name, phrases) in enumerate(chosen):
             start, _, end = phrases[0]
             length = sum(len(p.body) for p in phrases) + len(comma) * (len(phrases) - 1)
             if len(start) + length + len(end) > self._max_length:
                 raise ValueError(
-                    f"the {len(phrases)} phrases of the class {self.names[k]!r} take {length} "
+                    f"the {len(phrases)} phrases of the class {name!r} take {length} "
                     f"tokens together, more than fit one sequence of {self._max_length}: use "
                     f'mode "separate", or fewer templates and synonyms'
                 )
@@ -120,7 +131,7 @@ class ClassPhrases:
                 spans.append(Span(len(rows) - 1, k, len(row), len(row) + len(phrase.body)))
                 row.extend(phrase.body)
         words = self._words.pad([[*row, *self.phrases[0][0].end] for row in rows])
-        return words, _mentions(spans, words["input_ids"].shape[1], len(self.names))
+        return words, _mentions(spans, words["input_ids"].shape[1], len(chosen))
 
     def batch(self, picks: Sequence[Sequence[tuple[int, int]]]) -> dict[str, Any]:
         """Return the text of a batch whose pictures are asked about classes of their own.
@@ -181,20 +192,24 @@ def check_class_names(classes: Sequence[ClassName]) -> None:
             )
         if not names_of(entry) or not all(name.strip() for name in names_of(entry)):
             raise ValueError(f"class number {index} has an empty name: {entry!r}")
-        name = names_of(entry)[0].strip()
-        if name in owners:
+        name = names_of(entry)[0]
+        if (owner := owners.setdefault(_plain(name), index)) != index:
             raise ValueError(
-                f"the class name {name!r} stands twice in the list, as number {owners[name]} and "
-                f"as number {index}: keep one of them"
+                f"the class name {name!r} stands twice in the list, as number {owner} and as "
+                f"number {index}: keep one of them"
             )
-        owners[name] = index
     for index, entry in enumerate(classes):
         for synonym in names_of(entry)[1:]:
-            if owners.get(synonym.strip(), index) != index:
+            if (owner := owners.get(_plain(synonym), index)) != index:
                 raise ValueError(
                     f"{synonym!r}, a synonym of the class {names_of(entry)[0]!r}, is the name of "
-                    f"class number {owners[synonym.strip()]}: leave the synonym out"
+                    f"class number {owner}: leave the synonym out"
                 )
+
+
+def _plain(name: str) -> str:
+    """What most tokenizers leave of a name's spelling."""
+    return " ".join(name.casefold().split())
 
 
 def check_templates(templates: Sequence[str]) -> None:
