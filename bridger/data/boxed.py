@@ -120,7 +120,6 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         """Cut boxes at their pictures' edges; raise for those that are broken, or drop them."""
         height, width = np.array([picture.size for picture in self._pictures]).T[:, boxes.pictures]
         edges = np.stack([width, height, width, height], axis=1)
-        # What is not a number fails every comparison.
         inside = (boxes.corners >= -ROUNDING) & (boxes.corners <= edges + ROUNDING)
         cut = boxes.corners.clip(0, edges)
         good = np.asarray(inside.all(axis=1) & (cut[:, :2] < cut[:, 2:]).all(axis=1))

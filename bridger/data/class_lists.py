@@ -50,7 +50,7 @@ class ClassList:
         """
         if unknown := sorted(set(keys).difference(self.keys)):
             raise ValueError(
-                f"{path}: {', '.join(map(repr, unknown[:3]))} not among the {len(self.keys)} "
+                f"{path}: found {', '.join(map(repr, unknown[:3]))}, not among the {len(self.keys)} "
                 f"classes of {self.path}: correct the spelling, or add a line there"
             )
 
