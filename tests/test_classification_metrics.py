@@ -26,7 +26,7 @@ def evaluation(
         ClassificationCase(f"{i}.png", str(i), own, np.asarray(row, np.float32))
         for i, (row, own) in enumerate(zip(scores, labels, strict=True))
     ]
-    names = tuple("abcdefg"[: len(cases[0].scores)])
+    names = tuple("abcdefg"[: len(cases[0].logits)])
     return ClassificationEvaluation(
         "few", "val", names, SEEN[: len(names)], tuple(cases), multi_label=multi_label
     )

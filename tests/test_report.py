@@ -16,7 +16,8 @@ from bridger.data import PUBLISHED
 from bridger.evaluation import Evaluation, evaluate
 from bridger.evaluation.page import write_page
 from bridger.evaluation.published import PUBLISHED_FIGURES, published_beside
-from bridger.evaluation.report import Table, record, rows, tables
+from bridger.evaluation.report import record, tables
+from bridger.evaluation.table import Table
 
 HOSTILE = """<script>alert("1")</script> & the "dog's" <b>bed</b> näher ✓"""
 
@@ -189,7 +190,7 @@ def test_rows_hold_what_the_figures_are_made_of() -> None:
     whole = evaluation(
         [case(4, 5, 6, index=3), case(0, 0, 0, index=4, sentence=HOSTILE)], generalized=True
     )
-    first, second = rows(whole)
+    first, second = whole.rows()
     assert (first["intersection"], first["union"], first["iou"]) == (4, 7, 4 / 7.000001)
     assert (second["object_size"], second["sentence"]) == ("empty", HOSTILE)
     assert json.loads(json.dumps([first, second])) == [first, second]

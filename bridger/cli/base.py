@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from bridger.tasks import Task
 
 
 def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
@@ -114,18 +115,64 @@ def towers_of(adapter: Path, given: str | None) -> str:
     return name or "tiny"
 
 
-def datasets_of(adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:
-    """Return the data sets to judge an adapter on: those given, or those of its recipe in `root`.
+def datasets_of(task: Task, adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:
+    """Return the data sets of a task in `root` to judge an adapter on.
 
-    Where neither names one, [None]: the only one that is there.
+    Those given, or those of the adapter's recipe that are there, or the only one.
+
+    Raises:
+        FileNotFoundError, ValueError: see `bridger.tasks.find_data`; names where folders hold one.
     """
-    from bridger.data.catalog import data_sets
+    from bridger.tasks import find_data
 
-    names: list[str | None] = list(given or ())
-    if given is None and (wanted := recipe_beside(adapter).get("datasets")):
+    if given and not task.datasets:
+        raise ValueError(
+            f"--dataset means nothing for {task.name}: a folder holds one data set of it"
+        )
+    names = list(given or ())
+    if given is None and task.datasets and (wanted := recipe_beside(adapter).get("datasets")):
+        from bridger.data.catalog import data_sets
+
         there = data_sets(root)
         names += [name for name in wanted if name in there]
-    return names or [None]
+    return find_data(task, root, names)
+
+
+def add_head_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which head of an adapter answers."""
+    parser.add_argument(
+        "--head",
+        metavar="NAME",
+        help="which of the adapter's heads, by its name there or by what it is, such as detection "
+        "(default: the only one)",
+    )
+
+
+def head_in(adapter: Path, asked: str | None) -> tuple[str, str]:
+    """Return the name of the head of an adapter that is asked for, and its registered name.
+
+    Args:
+        adapter: its folder.
+        asked: the head's name in the adapter, or its registered name where no other has it; None:
+            the only head.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: there is no such head, or several.
+    """
+    from bridger.checkpoint import read
+
+    found = read(adapter_folder(adapter))[0]["heads"]
+    heads = {name: head["type"] for name, head in found.items()}
+    fitting = [name for name in heads if asked in (None, name)]
+    fitting = fitting or [name for name in heads if heads[name] == asked]
+    if len(fitting) == 1:
+        return fitting[0], heads[fitting[0]]
+    listed = ", ".join(f"{name} ({registered})" for name, registered in heads.items()) or "none"
+    if not fitting:
+        what = "a head" if asked is None else f"a head {asked!r}"
+        raise ValueError(f"{adapter} does not have {what}: it has {listed}")
+    raise ValueError(f"several heads of {adapter} could answer, name one with --head: {listed}")
 
 
 def adapter_folder(name: Path) -> Path:
@@ -234,20 +281,25 @@ def megabytes(count: int) -> str:
 
 
 class Counter:
-    """Says on stderr how far a long job is: in place on a terminal, else at every tenth."""
+    """Says on stderr how far a long job is: in place on a terminal, else at every tenth.
 
-    def __init__(self, name: str) -> None:
-        self.name, self.shown = name, -1
+    Args:
+        name: of the job.
+        headline: name of the figure that is told on the way.
+    """
 
-    def __call__(self, done: int, total: int, mean_iou: float | None = None) -> None:
+    def __init__(self, name: str, headline: str = "mIoU") -> None:
+        self.name, self.headline, self.shown = name, headline, -1
+
+    def __call__(self, done: int, total: int, so_far: float = math.nan) -> None:
         terminal = sys.stderr.isatty()
         step = 100 * done // total if terminal else 10 * done // total
         if step == self.shown:
             return
         self.shown = step
         text = f"{self.name}: {done}/{total}"
-        if mean_iou is not None:
-            text += f", mIoU so far {100 * mean_iou:.1f}"
+        if not math.isnan(so_far):
+            text += f", {self.headline} so far {100 * so_far:.1f}"
         if terminal:
             end = "\n" if done == total else " "  # which covers a longer line from before
             print(f"\r{text}", end=end, file=sys.stderr, flush=True)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from bridger.cli.base import (
     Counter,
     add_data_options,
+    add_head_option,
     add_towers_option,
     check_writable,
     datasets_of,
+    head_in,
     load_model,
     say,
     share,
@@ -22,17 +26,19 @@ from bridger.cli.base import (
 )
 
 if TYPE_CHECKING:
-    from bridger.data import ReferringDataset
-    from bridger.evaluation import Evaluation
+    from bridger.tasks import Task
 
-HELP = "judge an adapter: mIoU, oIoU and Precision@0.5 ... 0.9 of each split, with intervals"
+HELP = "judge an adapter on each split by the figures of its head's task, with intervals"
 EXAMPLES = """\
   bridger evaluate my-adapter --data scenes
   bridger evaluate my-adapter --data scenes --split testA --json figures.json
   bridger evaluate my-adapter --data coco --dataset refcoco refcoco+ --report page
+  bridger evaluate my-adapter --data boxes --head detection --rows found.jsonl
   torchrun --nproc-per-node 4 -m bridger evaluate my-adapter --data coco
 """
 VALIDATION = "val"
+MASKS = "referring_segmentation"
+"""The task that has a report of its own."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +47,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "adapter", type=Path, metavar="ADAPTER", help="its folder; tiny: the package's"
     )
     add_data_options(parser)
+    add_head_option(parser)
     parser.add_argument(
         "--split",
         nargs="+",
@@ -51,11 +58,19 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--sentences",
         choices=["first", "every"],
         help="judge the first sentence of each ref, or every one (default: every one, and of val "
-        "the first ones as well, since the reference's validation takes those)",
+        "masks for the first ones as well, since the reference's validation takes those)",
     )
-    parser.add_argument("--threshold", type=share, default=0.35, metavar="P", help="default: 0.35")
     parser.add_argument(
-        "--batch-size", type=whole(1), default=32, metavar="N", help="expressions at once"
+        "--threshold",
+        type=share,
+        metavar="P",
+        help="above which a pixel belongs to a mask (default: 0.35)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole(1),
+        metavar="N",
+        help="pictures at once, or expressions (default: as the task has it)",
     )
     parser.add_argument(
         "--report",
@@ -64,35 +79,46 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="write a page of the figures and of the best and worst cases: DIR/report.html",
     )
     parser.add_argument(
-        "--rows", type=Path, metavar="FILE", help="write a line of JSON for every expression"
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="write a line of JSON for every picture or expression",
     )
     add_towers_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Judge, print the tables, and write what was asked for."""
+    from bridger.evaluation.labelled import LabelledEvaluation
     from bridger.evaluation.ranks import connect
-    from bridger.evaluation.report import record, tables
+    from bridger.tasks import get_task
     from bridger.training.distributed import is_main
 
     page = _check_places(args)
-    splits = list(_splits(args))
+    head, registered = head_in(args.adapter, args.head)
+    task = get_task(registered)
+    options = _options(task, args)
+    splits = list(_splits(task, args))
     connect()
     model = load_model(args.adapter, args.towers)
     started = time.monotonic()
-    judged = [pair for split in splits for pair in _judge(model, split, args)]
-    evaluations = [evaluation for _, evaluation in judged]
-    for table in tables(evaluations, str(args.adapter)):
+    judged = [pair for split in splits for pair in _judge(task, model, split, head, options, args)]
+    results = [result for _, result in judged]
+    shown = _shown_by(task)
+    for table in shown.tables(results, str(args.adapter)):
         say(*table.lines(), "")
-    sentences = sum(len(evaluation) for evaluation in evaluations if evaluation.loss is not None)
-    say(f"{sentences} sentences in {time.monotonic() - started:.0f} s")
+    wholes = [result for result in results if not _is_part(result)]
+    unit = "pictures" if isinstance(wholes[0], LabelledEvaluation) else "sentences"
+    say(f"{sum(map(len, wholes))} {unit} in {time.monotonic() - started:.0f} s")
     if is_main():
-        _write(args, page, model, judged)
+        _write_rows(args.rows, wholes)
+        _write_page(page, task, model, judged, head, str(args.adapter))
     return {
         "adapter": str(args.adapter),
         "data": str(args.data),
-        "threshold": args.threshold,
-        "results": [record(evaluation) for evaluation in evaluations],
+        "head": head,
+        "task": task.name,
+        "results": [shown.record(result) for result in results],
     }
 
 
@@ -107,54 +133,91 @@ def _check_places(args: argparse.Namespace) -> Path | None:
     return page
 
 
-def _splits(args: argparse.Namespace) -> Iterator[ReferringDataset]:
-    """Open the splits of every data set; each is judged on its own."""
-    from bridger.data.catalog import open_splits
+def _options(task: Task, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the task's `evaluate` that were given.
 
-    for name in datasets_of(args.adapter, args.data, args.dataset):
-        found = open_splits(args.data, args.split, name)
-        judged = [split for split in found if args.split or split != "train"]
+    Raises:
+        ValueError: one that the task does not have.
+    """
+    first = None if args.sentences is None else args.sentences == "first"
+    given = {
+        "batch_size": ("--batch-size", args.batch_size),
+        "threshold": ("--threshold", args.threshold),
+        "first_sentence": ("--sentences", first),
+    }
+    options = {name: value for name, (_, value) in given.items() if value is not None}
+    for name in options:
+        if name not in inspect.signature(task.evaluate).parameters:
+            raise ValueError(f"{given[name][0]} means nothing for {task.name}: leave it out")
+    return options
+
+
+def _splits(task: Task, args: argparse.Namespace) -> Iterator[Any]:
+    """Open the splits of every data set; each is judged on its own."""
+    for name in datasets_of(task, args.adapter, args.data, args.dataset):
+        judged = args.split or [s for s in task.splits(args.data, name) if s != "train"]
         if not judged:
             raise ValueError(f"{args.data} has a train split alone: judge it with --split train")
-        yield from (found[split] for split in judged)
+        yield from task.open_several(args.data, judged, name)
 
 
 def _judge(
-    model: Any, split: ReferringDataset, args: argparse.Namespace
-) -> Iterator[tuple[ReferringDataset, Evaluation]]:
-    """Judge a split; of val return the part with the first sentences too."""
-    from bridger.evaluation import evaluate
+    task: Task,
+    model: Any,
+    split: Any,
+    head: str,
+    options: Mapping[str, Any],
+    args: argparse.Namespace,
+) -> Iterator[tuple[Any, Any]]:
+    """Judge a split; of masks in val return the part with the first sentences too."""
+    from bridger.evaluation import Evaluation
     from bridger.training.distributed import is_main
 
-    whole = evaluate(
-        model,
-        split,
-        args.threshold,
-        args.batch_size,
-        first_sentence=args.sentences == "first",
-        report=Counter(split.split) if is_main() else None,
-    )
-    yield split, whole
-    if args.sentences is None and split.split == VALIDATION:
-        yield split, whole.first_sentences()
+    report = Counter(split.split, task.metrics[0]) if is_main() else None
+    found = task.evaluate(model, split, head, report=report, **options)
+    yield split, found
+    usual = args.sentences is None and split.split == VALIDATION
+    if usual and isinstance(found, Evaluation):
+        yield split, found.first_sentences()
 
 
-def _write(
-    args: argparse.Namespace,
+def _is_part(result: Any) -> bool:
+    """Whether an evaluation is a part of another one, which has the loss."""
+    from bridger.evaluation import Evaluation
+
+    return isinstance(result, Evaluation) and result.loss is None
+
+
+def _shown_by(task: Task) -> ModuleType:
+    """Return the module that makes a task's tables and records."""
+    from bridger.evaluation import report, summary
+
+    return report if task.name == MASKS else summary
+
+
+def _write_rows(path: Path | None, results: list[Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for result in results:
+                file.writelines(f"{json.dumps(row)}\n" for row in result.rows())
+
+
+def _write_page(
     page: Path | None,
+    task: Task,
     model: Any,
-    judged: list[tuple[ReferringDataset, Evaluation]],
+    judged: list[tuple[Any, Any]],
+    head: str,
+    adapter: str,
 ) -> None:
-    """Write the expressions, each once, and the page, as far as they were asked for."""
+    from bridger.evaluation.head_page import write_head_page
     from bridger.evaluation.page import write_page
-    from bridger.evaluation.report import rows
 
-    if args.rows is not None:
-        args.rows.parent.mkdir(parents=True, exist_ok=True)
-        with args.rows.open("w", encoding="utf-8") as file:
-            for _, evaluation in judged:
-                if evaluation.loss is not None:
-                    file.writelines(f"{json.dumps(row)}\n" for row in rows(evaluation))
-    if page is not None:
-        say(f"drawing the best and worst cases: {page}")
-        write_page(args.report, model, judged, str(args.adapter))
+    if page is None:
+        return
+    say(f"drawing the best and worst cases: {page}")
+    if task.name == MASKS:
+        write_page(page.parent, model, judged, adapter, head=head)
+    else:
+        write_head_page(page.parent, task, model, judged, adapter, head=head)

@@ -38,11 +38,11 @@ class ClassificationCase(PictureCase):
 
     Attributes:
         labels: the classes that it shows.
-        scores: (K,) float32, the head's logits.
+        logits: (K,) float32, the head's.
     """
 
     labels: tuple[int, ...]
-    scores: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,22 @@ class ClassificationEvaluation(LabelledEvaluation[ClassificationCase]):
         return "mAP" if self.multi_label else "top1"
 
     @cached_property
-    def scores(self) -> npt.NDArray[np.float32]:
+    def logits(self) -> npt.NDArray[np.float32]:
         """The head's logits (E, K)."""
-        return np.stack([case.scores for case in self.cases])
+        return np.stack([case.logits for case in self.cases])
 
     @cached_property
     def ranks(self) -> Counts:
         """How many classes (E,) come before the true one; for pictures that show one each."""
-        return ranks(self.scores, self._labels)
+        return ranks(self.logits, self._labels)
+
+    @property
+    def _shown(self) -> npt.NDArray[np.bool_]:
+        """Which pictures show which classes, (E, K)."""
+        shown = np.zeros(self.logits.shape, dtype=bool)
+        for row, case in zip(shown, self.cases, strict=True):
+            row[list(case.labels)] = True
+        return shown
 
     @property
     def _labels(self) -> Counts:
@@ -96,6 +104,13 @@ class ClassificationEvaluation(LabelledEvaluation[ClassificationCase]):
         """Return the share of each class's pictures that is right, "top1", or multi-label "AP"."""
         return by_name(self.classes, self._per_class())
 
+    def scores(self) -> Floats:
+        """Return the average precision (E,) of each picture's classes among all of them.
+
+        Of a picture with one class that is 1 over the place at which it comes.
+        """
+        return average_precisions(self.logits.T, self._shown.T)
+
     def rows(self) -> list[dict[str, Any]]:
         """Return of every picture the true classes, and those of the highest scores."""
         return [
@@ -106,7 +121,7 @@ class ClassificationEvaluation(LabelledEvaluation[ClassificationCase]):
                 "true": [self.classes[label] for label in case.labels],
                 "found": [
                     self.classes[label]
-                    for label in np.argsort(-case.scores, kind="stable")[:TOP].tolist()
+                    for label in np.argsort(-case.logits, kind="stable")[:TOP].tolist()
                 ],
             }
             for case in self.cases
@@ -132,10 +147,7 @@ class ClassificationEvaluation(LabelledEvaluation[ClassificationCase]):
 
     def _per_class(self) -> dict[str, Floats]:
         if self.multi_label:
-            true = np.zeros(self.scores.shape, dtype=bool)
-            for row, case in zip(true, self.cases, strict=True):
-                row[list(case.labels)] = True
-            return {"AP": average_precisions(self.scores, true)}
+            return {"AP": average_precisions(self.logits, self._shown)}
         right, count = (
             np.bincount(self._labels, weights, minlength=len(self.classes))
             for weights in (self.ranks == 0, None)
@@ -193,7 +205,7 @@ def evaluate_classification(
 
 
 def _is_right(case: ClassificationCase) -> float:
-    return float(ranks(case.scores[None], np.array(case.labels))[0] == 0)
+    return float(ranks(case.logits[None], np.array(case.labels))[0] == 0)
 
 
 def _check_one_label(data: LabelledDataset[ClassifiedPicture], head: str) -> None:

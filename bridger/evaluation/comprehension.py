@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -114,7 +114,18 @@ class ComprehensionEvaluation:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a record for every expression."""
-        return [{"dataset": self.name, "split": self.split, **asdict(case)} for case in self.cases]
+        return [
+            {
+                "dataset": self.name,
+                "split": self.split,
+                **case.about(),
+                "true_box": case.true,
+                "found_box": case.found,
+                "score": case.score,
+                "iou": case.iou,
+            }
+            for case in self.cases
+        ]
 
 
 def evaluate_comprehension(

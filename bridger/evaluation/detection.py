@@ -108,6 +108,11 @@ class DetectionEvaluation(LabelledEvaluation[DetectionCase]):
             {name: np.array([_mean(own[:, :, k]) for k in places]) for name, own in parts.items()},
         )
 
+    def scores(self) -> Floats:
+        """Return each picture's own mAP (E,), over the classes of its objects."""
+        count = len(self.classes)
+        return np.array([_mean(average_precisions([c], count)[..., 0]) for c in self.cases])
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the true boxes of every picture, and those that were found."""
         return [

@@ -51,6 +51,20 @@ class ExpressionCase:
     objects: int
     size: tuple[int, int]
 
+    def about(self) -> dict[str, Any]:
+        """Return what it is, as rows of files say it."""
+        return {
+            "image": self.image,
+            "ref_id": self.ref_id,
+            "sent_id": self.sent_id,
+            "sentence": self.sentence,
+            "kind": self.kind,
+            "source": self.source,
+            "objects": self.objects,
+            "height": self.size[0],
+            "width": self.size[1],
+        }
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -83,6 +83,10 @@ class LabelledEvaluation(ABC, Generic[CaseT]):
         """Return the figures of every class that has any; the first ones rank the classes."""
 
     @abstractmethod
+    def scores(self) -> Floats:
+        """Return how well each picture went (E,), from 0 to 1; nan where that has no meaning."""
+
+    @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
         """Return a record for every picture."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from bridger.evaluation.published import published_beside
 from bridger.evaluation.result import SIZES, Evaluation, Stratum
+from bridger.evaluation.table import LEVEL, Table, percent, with_interval
 
 LABEL = ("data set", "split", "sentences", "count")
-LEVEL = 0.95
 WITH_INTERVALS = ("mIoU", "oIoU", "gIoU", "cIoU")
 SENTENCES = {"first": "first sentences", "every": "every sentence"}
 STRATA: dict[Stratum, str] = {
@@ -22,43 +22,6 @@ COCO_SIZES = (
     "; small is below 32 x 32 pixels of the true mask, large from 96 x 96 on, as in COCO's "
     "evaluation"
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells to be shown.
-
-    Attributes:
-        title: what it shows.
-        header: the columns' names.
-        rows: as many cells each.
-        published: figures of others are in it.
-        note: what must be known to read it.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    published: bool = False
-    note: str = ""
-
-    def lines(self) -> list[str]:
-        """Lay it out for a terminal: words to the left, figures to the right."""
-        cells = [list(self.header), *map(list, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        left = [not all(_is_figure(row[i]) for row in self.rows) for i in range(len(widths))]
-        laid = (
-            "  ".join(
-                cell.ljust(width) if words else cell.rjust(width)
-                for cell, width, words in zip(row, widths, left, strict=True)
-            ).rstrip()
-            for row in cells
-        )
-        return [
-            f"{self.title}:",
-            *(f"  {line}" for line in laid),
-            *([self.note] if self.note else []),
-        ]
 
 
 def label(evaluation: Evaluation) -> list[str]:
@@ -114,48 +77,17 @@ def record(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return a record for every expression, at the threshold that was asked for."""
-    counts = zip(
-        evaluation.cases,
-        evaluation.intersections.tolist(),
-        evaluation.unions.tolist(),
-        evaluation.predicted.tolist(),
-        evaluation.ious.tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "dataset": evaluation.name,
-            "split": evaluation.split,
-            "image": case.image,
-            "ref_id": case.ref_id,
-            "sent_id": case.sent_id,
-            "sentence": case.sentence,
-            "kind": case.kind,
-            "source": case.source,
-            "objects": case.objects,
-            "height": case.size[0],
-            "width": case.size[1],
-            "area": case.area,
-            "predicted_area": predicted,
-            "intersection": intersection,
-            "union": union,
-            "iou": iou,
-            "object_size": case.object_size,
-        }
-        for case, intersection, union, predicted, iou in counts
-    ]
-
-
 def _results(evaluations: Sequence[Evaluation], *, general: bool) -> Table:
     metrics = [evaluation.metrics() for evaluation in evaluations]
-    intervals = [evaluation.bootstrap(LEVEL) for evaluation in evaluations]
+    intervals = [
+        {n: ends for n, ends in evaluation.bootstrap(LEVEL).items() if n in WITH_INTERVALS}
+        for evaluation in evaluations
+    ]
     usual = {name for name in metrics[0] if name in ("mIoU", "oIoU") or name.startswith("P@")}
     # A split in which everything means something has no N-acc: every name that any split has.
     names = list(dict.fromkeys(n for each in metrics for n in each if (n in usual) != general))
     cells = [
-        [*label(evaluation), *(_with_interval(n, own, ends) for n in names)]
+        [*label(evaluation), *(with_interval(n, own, ends) for n in names)]
         for evaluation, own, ends in zip(evaluations, metrics, intervals, strict=True)
     ]
     what = "gRefCOCO's figures" if general else "figures"
@@ -168,17 +100,6 @@ def _results(evaluations: Sequence[Evaluation], *, general: bool) -> Table:
         cells,
         note=note,
     )
-
-
-def _with_interval(
-    name: str, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
-) -> str:
-    if name not in metrics:
-        return "-"
-    if name not in WITH_INTERVALS:
-        return percent(metrics[name])
-    low, high = intervals[name]
-    return f"{percent(metrics[name])} [{percent(low)}, {percent(high)}]"
 
 
 def _best_thresholds(evaluations: Sequence[Evaluation]) -> Table:
@@ -259,12 +180,3 @@ def _whole(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 def _columns(evaluations: Sequence[Evaluation]) -> list[str]:
     return [f"{evaluation.name} {evaluation.split}" for evaluation in evaluations]
-
-
-def percent(share: float) -> str:
-    """Write a share in percent."""
-    return f"{100 * share:.2f}"
-
-
-def _is_figure(cell: str) -> bool:
-    return cell[:1].isdigit() or cell == "-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -174,6 +174,31 @@ class Evaluation:
         """
         pictures = np.array([case.picture for case in self.cases])
         return percentile_intervals(self.ratios(), pictures, level, resamples, seed)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a record for every expression, at the threshold that was asked for."""
+        counts = zip(
+            self.cases,
+            self.intersections.tolist(),
+            self.unions.tolist(),
+            self.predicted.tolist(),
+            self.ious.tolist(),
+            strict=True,
+        )
+        return [
+            {
+                "dataset": self.name,
+                "split": self.split,
+                **case.about(),
+                "area": case.area,
+                "predicted_area": predicted,
+                "intersection": intersection,
+                "union": union,
+                "iou": iou,
+                "object_size": case.object_size,
+            }
+            for case, intersection, union, predicted, iou in counts
+        ]
 
     # Other views of the same run.
 

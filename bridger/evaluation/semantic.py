@@ -19,7 +19,7 @@ from bridger.evaluation.labelled import (
     by_name,
     mean_of_defined,
 )
-from bridger.evaluation.metrics import Counts, Ratio
+from bridger.evaluation.metrics import Counts, Floats, Ratio
 from bridger.evaluation.pictures import Report, head_for, judge_pictures
 from bridger.heads import HeadOutput
 from bridger.model import BridgedModel
@@ -90,6 +90,11 @@ class SemanticEvaluation(LabelledEvaluation[SemanticCase]):
         counts = ClassCounts.of(self.confusion)
         return by_name(self.classes, {"IoU": counts.ious, "accuracy": counts.accuracies})
 
+    def scores(self) -> Floats:
+        """Return the mean IoU (E,) of each picture's own classes."""
+        counts = (case.counts(len(self.classes)) for case in self.cases)
+        return np.array([mean_of_defined(each.ious) for each in counts])
+
     def rows(self) -> list[dict[str, Any]]:
         """Return of every picture the mean IoU of its own classes, and pixels class by class."""
         names = (*self.classes, "background")
@@ -98,7 +103,7 @@ class SemanticEvaluation(LabelledEvaluation[SemanticCase]):
                 "dataset": self.name,
                 "split": self.split,
                 "image": case.image,
-                "iou": mean_of_defined(case.counts(len(self.classes)).ious),
+                "iou": None if np.isnan(score) else score,
                 "pixels": [
                     {"true": names[true], "predicted": names[predicted], "pixels": pixels}
                     for true, predicted, pixels in zip(
@@ -106,7 +111,7 @@ class SemanticEvaluation(LabelledEvaluation[SemanticCase]):
                     )
                 ],
             }
-            for case in self.cases
+            for case, score in zip(self.cases, self.scores().tolist(), strict=True)
         ]
 
     def bootstrap(self, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Intervals:
