@@ -13,7 +13,7 @@ from helpers_own_data import read_lines, write_lines, write_own_data
 from PIL import Image
 
 from bridger.cli import data
-from bridger.data import RefCOCO, open_split
+from bridger.data import RefCOCO, open_boxed, open_classified, open_segmented, open_split
 from bridger.data import scenes as scene_module
 
 Run = Callable[..., tuple[int, str, str]]
@@ -49,6 +49,10 @@ def test_errors_name_the_whole_verb_in_one_line(run: Run, tmp_path: Path) -> Non
     nothing = "--train 0 --val 0 --testA 0 --testB 0".split()
     cases: list[tuple[list[object], str]] = [
         (["scenes", tmp_path, *nothing], "every split is empty"),
+        (["scenes", tmp_path, "--test", 3, "--classes", 8], "--test and --classes mean nothing"),
+        (["scenes", tmp_path, "--task", "detection", "--testA", 0], "--testA means nothing with"),
+        (["scenes", tmp_path, "--task", "classification", "--layout", "refcoco"], "--layout means"),
+        (["scenes", tmp_path, "--task", "detection", "--classes", 3], "6 to 254 classes"),
         (["check", tmp_path / "missing"], "no folder"),
         (["check", tmp_path], "holds no data set"),
         (["check", tmp_path, "--sheet", tmp_path / "a.xyz"], "has no ending"),
@@ -124,6 +128,36 @@ def test_data_scenes_writes_a_data_set_once(run: Run, tmp_path: Path) -> None:
     assert json.loads(figures.read_text())["pictures"]["train"] == 2
     assert len(RefCOCO(folder, "train").pictures()) == 2
     assert run("data", "scenes", folder)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "opened"),
+    [
+        ("semantic_segmentation", open_segmented),
+        ("detection", open_boxed),
+        ("classification", open_classified),
+    ],
+)
+def test_data_scenes_writes_what_a_task_learns_from(
+    run: Run, tmp_path: Path, task: str, opened: Callable[[Path, str], Any]
+) -> None:
+    folder, figures = tmp_path / "scenes", tmp_path / "figures.json"
+    argv = ["data", "scenes", folder, "--task", task, *"--size 64 --classes 12".split()]
+    counts = "--train 12 --val 2 --test 0".split()
+    code, out, err = run(*argv, *counts, "--json", figures)
+    assert code == 0, err
+    assert "train: 12 pictures, 10 classes\n" in out and "val: 2 pictures, 12 classes\n" in out
+    found = json.loads(figures.read_text())
+    assert (found["task"], found["classes"], found["pictures"]["test"]) == (task, 12, 0)
+    assert [len(opened(folder, split)) for split in ("train", "val")] == [12, 2]
+    code, _, err = run(*argv)
+    assert code == 1 and "already holds a data set" in err
+
+
+def test_sentences_serve_comprehension_as_they_serve_segmentation(run: Run, tmp_path: Path) -> None:
+    argv = "--train 1 --val 1 --testA 0 --testB 0 --size 64 --task referring_comprehension".split()
+    assert run("data", "scenes", tmp_path, *argv)[0] == 0
+    assert len(RefCOCO(tmp_path, "val")) > 0
 
 
 def test_interrupted_scenes_can_be_written_again(
