@@ -3,47 +3,99 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import add_towers_option, check_picture, load_model, say, share
+from bridger.cli.base import (
+    add_head_option,
+    add_towers_option,
+    check_picture,
+    head_in,
+    load_model,
+    say,
+    share,
+    whole,
+)
 
-HELP = "segment what words mean in a picture"
+if TYPE_CHECKING:
+    from bridger.heads import Head
+    from bridger.texts import ClassName
+
+HELP = "find what words mean in a picture: masks, boxes or classes, as the adapter's head does"
 EXAMPLES = """\
   bridger predict picture.jpg "the owl on the left"
   bridger predict picture.jpg "the red car" "the drum" --out masks.png --overlay seen.png
   bridger predict picture.jpg "the dog" --adapter my-adapter --threshold 0.5
+  bridger predict picture.jpg dog cat --adapter detector --overlay seen.png --json boxes.json
+  bridger predict street.jpg --adapter parser --classes classes.txt --window 512
 """
 FACTOR = 255  # of a mask's pixels, so that the file can be looked at
+MASKS, LABELS = "referring_segmentation", "semantic_segmentation"
+FILES = {MASKS: Path("mask.png"), LABELS: Path("labels.png")}
+"""What is written where --out says nothing; other heads write no file of their own."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument("words", nargs="+", metavar="WORDS", help="one or more sentences, quoted")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="WORDS",
+        help="sentences, quoted, or class names, as the head reads them (default: the classes that "
+        "the head was trained on)",
+    )
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", help="default: the one in the package"
+    )
+    add_head_option(parser)
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="class names in place of WORDS: one on a line, with synonyms after commas",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("mask.png"),
         metavar="PNG",
-        help="the mask, 0 and 255 (default: mask.png); numbered where there are several sentences",
+        help="of masks 0 and 255 (default: mask.png), numbered where there are several sentences; "
+        "of classes for each pixel their numbers, the last one of all for none of them (default: "
+        "labels.png)",
     )
-    parser.add_argument("--overlay", type=Path, metavar="PNG", help="the picture with the masks")
-    parser.add_argument("--threshold", type=share, default=0.35, metavar="P", help="default: 0.35")
+    parser.add_argument(
+        "--overlay", type=Path, metavar="PNG", help="the picture with what is found"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        metavar="P",
+        help="what counts as found (default: the head's own, for masks 0.35)",
+    )
+    parser.add_argument(
+        "--window",
+        type=whole(1),
+        metavar="PIXELS",
+        help="cut a large picture into windows of that side, for heads that score pixels",
+    )
     add_towers_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict, write the files, and say what was found and how long it took."""
+    from bridger.heads import get_head
     from bridger.tiny_clip import TINY_ADAPTER
 
     if not args.image.is_file():
         raise FileNotFoundError(f"there is no picture {args.image}")
-    outs = _outs(args)
+    adapter = args.adapter or TINY_ADAPTER
+    head, registered = head_in(adapter, args.head)
+    words = _words(get_head(registered), registered, args)
+    options = _options(get_head(registered), registered, args)
+    outs = _outs(registered, len(words or ()), args)
     for path in outs:
         check_picture(path)
     places = [path.resolve() for path in (args.image, *outs)]
@@ -53,56 +105,118 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             + ", ".join(map(str, outs))
         )
     times = {"loading": time.monotonic()}
-    model = load_model(args.adapter or TINY_ADAPTER, args.towers)
+    model = load_model(adapter, args.towers)
     times["running"] = time.monotonic()
-    result = model.predict(args.image, args.words, args.threshold)
+    result = model.predict(args.image, words, head=head, **options)
     times["writing"] = time.monotonic()
-    written = _write(args, result)
+    about = _write(registered, result, outs, args)
     ends = [*list(times.values())[1:], time.monotonic()]
     seconds = {name: end - times[name] for name, end in zip(times, ends, strict=True)}
-    found = []
-    for words, mask, score, box in zip(
-        args.words, result.masks, result.scores, result.boxes, strict=True
-    ):
-        part = {
-            "words": words,
-            "score": float(score),
-            "box": [int(edge) for edge in box],
-            "share": float(mask.mean()),
-        }
-        found.append(part)
-        say(f"{words}: {_describe(part)}")
-    say("wrote " + ", ".join(map(str, written)))
+    found = result.found()
+    say(*(f"{part['words']}: {_describe(part)}" for part in found) if found else ["nothing found"])
+    if outs:
+        say("wrote " + ", ".join(map(str, outs)))
     say(", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
-    return {"found": found, "files": list(map(str, written)), "seconds": seconds}
+    return {"found": found, "files": list(map(str, outs)), "seconds": seconds, **about}
 
 
-def _describe(part: dict[str, Any]) -> str:
-    if not part["share"]:
-        return "nothing found"
-    return (
-        f"score {part['score']:.2f}, box {part['box']}, {100 * part['share']:.1f} % of the picture"
-    )
+def _words(
+    head: type[Head], registered: str, args: argparse.Namespace
+) -> Sequence[ClassName] | None:
+    """Return what is asked about; None: the classes that the head was trained on."""
+    if head.text == "expressions":
+        if args.classes is not None:
+            raise ValueError(
+                f"--classes means nothing for {registered}, which reads sentences: give those"
+            )
+        if not args.words:
+            raise ValueError(
+                f"{registered} reads sentences: say what to look for, as in bridger predict "
+                f'{args.image} "the dog on the left"'
+            )
+    if args.classes is None:
+        return args.words or None
+    if args.words:
+        raise ValueError("say which classes to look for either in words or with --classes")
+    from bridger.data.class_lists import read_class_list
+
+    return read_class_list(args.classes).names
 
 
-def _outs(args: argparse.Namespace) -> list[Path]:
-    """Return the files to write: a mask for each sentence, then the overlay."""
-    masks = [args.out]
-    if len(args.words) > 1:
-        numbers = range(1, len(args.words) + 1)
-        masks = [args.out.with_stem(f"{args.out.stem}-{number}") for number in numbers]
-    return masks if args.overlay is None else [*masks, args.overlay]
+def _options(head: type[Head], registered: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the head's results that were given.
+
+    Raises:
+        ValueError: one that the head does not have.
+    """
+    from bridger.heads.dense import DenseHead
+
+    # Heads that score pixels take the options of one picture's result, in windows or not.
+    known = {*inspect.signature(head.results).parameters}
+    if issubclass(head, DenseHead):
+        known = {*inspect.signature(head.result).parameters, "window"}
+    given = {"threshold": args.threshold, "window": args.window}
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        if name not in known:
+            raise ValueError(f"--{name} means nothing for {registered}: leave it out")
+    return options
 
 
-def _write(args: argparse.Namespace, result: Any) -> list[Path]:
+def _outs(registered: str, count: int, args: argparse.Namespace) -> list[Path]:
+    """Return the files to write: of masks one for each sentence; then the overlay."""
+    if args.out is not None and registered not in FILES:
+        raise ValueError(
+            f"--out means nothing for {registered}, which has no map of pixels: see --overlay and "
+            f"--json"
+        )
+    out: Path | None = args.out or FILES.get(registered)
+    outs = [] if out is None else [out]
+    if out is not None and registered == MASKS and count > 1:
+        outs = [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
+    return outs if args.overlay is None else [*outs, args.overlay]
+
+
+def _write(
+    registered: str, result: Any, outs: Sequence[Path], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Write the files; return what is to be known about them."""
     import numpy as np
     from PIL import Image
 
-    outs = _outs(args)
+    about: dict[str, Any] = {}
     for path in outs:
         path.parent.mkdir(parents=True, exist_ok=True)
-    for path, mask in zip(outs, result.masks, strict=False):  # the overlay comes last
-        Image.fromarray(FACTOR * mask.astype(np.uint8)).save(path)
+    if registered == MASKS:
+        for path, mask in zip(outs, result.masks, strict=False):  # the overlay comes last
+            Image.fromarray(FACTOR * mask.astype(np.uint8)).save(path)
+    elif registered == LABELS:
+        numbers, background = _numbers(result)
+        Image.fromarray(numbers).save(outs[0])
+        about = {"classes": list(result.names), "background": background}
     if args.overlay is not None:
-        result.overlay(args.image, args.words).save(args.overlay)
-    return outs
+        captions = [result.names] if registered == MASKS else []
+        result.overlay(args.image, *captions).save(args.overlay)
+    return about
+
+
+def _numbers(result: Any) -> tuple[Any, int]:
+    """Return a label map as a picture of 8 or 16 bits, and its number for none of the classes."""
+    import numpy as np
+
+    from bridger.labels import BACKGROUND
+
+    kind = np.uint8 if len(result.names) <= np.iinfo(np.uint8).max else np.uint16
+    background = int(np.iinfo(kind).max)
+    return np.where(result.labels == BACKGROUND, background, result.labels).astype(kind), background
+
+
+def _describe(part: Mapping[str, Any]) -> str:
+    if not part.get("share", 1):
+        return "nothing found"
+    said = [f"score {part['score']:.2f}"]
+    if "box" in part:
+        said.append(f"box {[round(edge) for edge in part['box']]}")
+    if "share" in part:
+        said.append(f"{100 * part['share']:.1f} % of the picture")
+    return ", ".join(said)

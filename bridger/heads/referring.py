@@ -142,7 +142,7 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
         """Cut a picture's probabilities (N, h, w) at the threshold, 0 to 1."""
         scores = output.no_target
         none = None if scores is None else scores[index].sigmoid().cpu().numpy()
-        return Prediction.from_probabilities(np.asarray(maps), threshold, none)
+        return Prediction.from_probabilities(np.asarray(maps), threshold, none, texts.names)
 
     def _logits(self, features: BridgedFeatures) -> tuple[Tensor, Tensor | None]:
         dtype = self.projector.sentence.weight.dtype

@@ -41,6 +41,7 @@ class Prediction:
         probabilities: (N, H, W), float32, as they were before masks were emptied.
         no_target: (N,), the probability that an expression means nothing in the picture; above
             `NO_TARGET_THRESHOLD` its mask is empty. None from heads that do not score this.
+        names: the N expressions, where they are known.
     """
 
     masks: npt.NDArray[np.bool_]
@@ -48,6 +49,7 @@ class Prediction:
     boxes: npt.NDArray[np.float32]
     probabilities: npt.NDArray[np.float32]
     no_target: npt.NDArray[np.float32] | None = None
+    names: tuple[str, ...] = ()
 
     @classmethod
     def from_probabilities(
@@ -55,6 +57,7 @@ class Prediction:
         probabilities: npt.NDArray[np.floating[Any]],
         threshold: float = 0.35,
         no_target: npt.NDArray[np.floating[Any]] | None = None,
+        names: Sequence[str] = (),
     ) -> Prediction:
         """Cut probabilities (N, H, W) at a threshold; a pixel must be above it.
 
@@ -62,6 +65,7 @@ class Prediction:
             probabilities: of each pixel to lie in the mask.
             threshold: 0 to 1.
             no_target: (N,) probabilities of meaning nothing, where there are any.
+            names: the expressions, where they are known.
         """
         probabilities = np.asarray(probabilities, dtype=np.float32)
         masks = probabilities > threshold
@@ -79,11 +83,26 @@ class Prediction:
             np.array(boxes, dtype=np.float32).reshape(-1, 4),
             probabilities,
             no_target,
+            tuple(names),
         )
 
     def __len__(self) -> int:
         """Return N, the number of expressions."""
         return len(self.masks)
+
+    def found(self) -> list[dict[str, Any]]:
+        """Return "score", "box" and "share" of each mask, and its "words" where they are known.
+
+        "share" is that of the picture; where it is 0 nothing was found.
+        """
+        parts = zip(self.masks, self.scores, self.boxes, strict=True)
+        found = [
+            {"score": float(score), "box": [int(edge) for edge in box], "share": float(mask.mean())}
+            for mask, score, box in parts
+        ]
+        if not self.names:
+            return found
+        return [{"words": name, **part} for name, part in zip(self.names, found, strict=True)]
 
     def overlay(
         self,
