@@ -48,8 +48,8 @@ class DetectionPrediction:
     ) -> DetectionPrediction:
         """Build it from tensors on any device."""
         return cls(
-            boxes.float().cpu().numpy(),
-            scores.float().cpu().numpy(),
+            boxes.detach().float().cpu().numpy(),
+            scores.detach().float().cpu().numpy(),
             labels.cpu().numpy(),
             names,
             size,
