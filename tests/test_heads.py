@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
-from helpers_heads import SPEC, features
 from torch import Tensor, nn
 
 from bridger.config import Config
@@ -77,23 +75,6 @@ def test_a_taken_name_is_refused(names: None) -> None:
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'referring_segmentation'"):
         get_head("refering_segmentation")
-
-
-def small(name: str) -> dict[str, Any]:
-    return {"width": 32, "num_layers": 1} if name == "referring_segmentation" else {}
-
-
-@pytest.mark.parametrize("name", list_heads())
-def test_every_head_comes_back_from_its_config(name: str) -> None:
-    head = get_head(name).from_spec(SPEC, **small(name))
-    again = get_head(name).from_spec(SPEC, **head.config.to_dict())
-    assert again.config == head.config
-    again.load_state_dict(head.state_dict())
-    given = features(batch=2, expressions=2)
-    found, expected = (h.eval()(given).logits for h in (again, head))
-    assert torch.equal(found, expected)
-    assert found.shape[:2] == (2, 2)
-    assert head.probabilities(found).shape == found.shape
 
 
 def test_heads_load_no_heavy_libraries() -> None:

@@ -181,7 +181,8 @@ class AlignmentLayer(Recomputing):
         self.norm_self_in = nn.LayerNorm(width)
         self.self_attn = nn.MultiheadAttention(width, num_heads, dropout, batch_first=True)
         self.norm_self_out = nn.LayerNorm(width)
-        self.norm_cross_in = nn.LayerNorm(width)
+        # Over a single key the query, and what normalises it, has no effect.
+        self.norm_cross_in = nn.LayerNorm(width).requires_grad_(not single_key)
         self.cross_attn: nn.Module = (
             SingleKeyAttention(text_width, width)
             if single_key
