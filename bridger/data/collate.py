@@ -6,8 +6,9 @@ Shapes: B batch, N expressions per image, L tokens, H W the processor's image si
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -20,8 +21,24 @@ CACHE_BYTES = 2 * 2**30
 _AUTOMATIC = -1
 
 
-class _Fitted:
-    """Pictures and masks fitted into the model's input, kept as bytes.
+class Pictured(Protocol):
+    """Something that has a picture.
+
+    Attributes:
+        image_path: file of the picture.
+    """
+
+    @property
+    def image_path(self) -> Path:
+        """File of the picture."""
+
+    @property
+    def picture(self) -> Path:
+        """The same, once it is sure that the file is there."""
+
+
+class Fitted:
+    """Pictures, and what is true of them, fitted into the model's input and kept as small types.
 
     Args:
         processor: fits them.
@@ -32,9 +49,10 @@ class _Fitted:
         self.processor = processor
         self.free = cache_bytes
         self._pictures: dict[str, tuple[Tensor, Placement]] = {}
-        self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self._kept: dict[Hashable, Tensor] = {}
 
-    def picture(self, sample: Sample) -> tuple[Tensor, Placement]:
+    def picture(self, sample: Pictured) -> tuple[Tensor, Placement]:
+        """Return a picture (3, H, W) as bytes, and where it lies."""
         key = str(sample.image_path)
         found = self._pictures.get(key)
         if found is None:
@@ -43,27 +61,36 @@ class _Fitted:
                 self._pictures[key] = found
         return found
 
-    def mask(self, sample: Sample, placement: Placement) -> Tensor:
-        found = self._masks.get(sample.key)
+    def kept(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """Return what was kept under a key, made the first time."""
+        found = self._kept.get(key)
         if found is None:
-            # Targets come in steps of 1/255, so that bytes hold them exactly.
-            soft = self.processor.target(sample.mask, placement)
-            found = soft.mul(255).round_().to(torch.uint8)
+            found = make()
             if self._has_room(found):
-                self._masks[sample.key] = found
+                self._kept[key] = found
         return found
 
+    def mask(self, sample: Sample, placement: Placement) -> Tensor:
+        """Return a ref's mask (H, W) as bytes."""
+
+        def fit() -> Tensor:
+            # Targets come in steps of 1/255, so that bytes hold them exactly.
+            soft = self.processor.target(sample.mask, placement)
+            return soft.mul(255).round_().to(torch.uint8)
+
+        return self.kept(sample.key, fit)
+
     def together(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        """The picture (3, H, W) and masks (N, H, W) of refs of one picture, transformed alike."""
+        """Return picture (3, H, W) and masks (N, H, W) of refs of one picture, changed alike."""
         picture, placement = self.picture(samples[0])
         masks = torch.stack([self.mask(sample, placement) for sample in samples])
         transform = samples[0].transform
         return (picture, masks) if transform is None else transform(picture, masks)
 
     def _has_room(self, tensor: Tensor) -> bool:
-        if self.free < tensor.numel():
+        if self.free < tensor.nbytes:
             return False
-        self.free -= tensor.numel()
+        self.free -= tensor.nbytes
         return True
 
 
@@ -72,7 +99,7 @@ class _Collator:
 
     def __init__(self, processor: Processor, seed: int, cache: bool | int) -> None:
         self.processor, self.seed = processor, seed
-        self._fitted = _Fitted(processor, CACHE_BYTES if cache is True else int(cache))
+        self._fitted = Fitted(processor, CACHE_BYTES if cache is True else int(cache))
         # In shared memory, so that a DataLoader's running workers see it change.
         self._epoch = torch.full((), _AUTOMATIC).share_memory_()  # type: ignore[no-untyped-call]
         self._visits: Counter[tuple[Any, ...]] = Counter()
@@ -202,23 +229,35 @@ class RaggedRefCollator(_Collator):
                 raise ValueError("the refs of an item share their picture, so its transform too")
         chosen = [self._choose(group) for group in groups]
         longest = max(map(len, chosen))
-        height, width = self.processor.image_size
-        labels = torch.zeros(len(groups), longest, height, width)
-        mask = torch.zeros(len(groups), longest, dtype=torch.bool)
-        pictures = []
-        for i, pairs in enumerate(chosen):
-            picture, masks = self._fitted.together([sample for sample, _ in pairs])
-            pictures.append(picture)
-            mask[i, : len(pairs)] = True
-            labels[i, : len(pairs)] = masks.float().div_(255)
+        counts = torch.tensor([len(pairs) for pairs in chosen])
         # Real texts fill up the rows: a text tower has no answer for an empty one.
         texts = [pairs[min(j, len(pairs) - 1)][1] for pairs in chosen for j in range(longest)]
         words = {
             name: rearrange(ids, "(b n) l -> b n l", n=longest)
             for name, ids in self.processor.text(texts).items()
         }
-        pixels = self.processor.normalize(torch.stack(pictures))
-        return {"pixel_values": pixels, **words, "expression_mask": mask, "labels": labels}
+        pictures, labels = self._fit([[sample for sample, _ in pairs] for pairs in chosen], longest)
+        return {
+            "pixel_values": self.processor.normalize(torch.stack(pictures)),
+            **words,
+            "expression_mask": torch.arange(longest) < counts[:, None],
+            "labels": labels,
+        }
+
+    def _fit(self, groups: Sequence[Sequence[Sample]], longest: int) -> tuple[list[Tensor], Any]:
+        """Return the pictures (3, H, W) of B images, and the labels of their expressions.
+
+        Args:
+            groups: for each image the ref that each of its expressions is about.
+            longest: N.
+        """
+        labels = torch.zeros(len(groups), longest, *self.processor.image_size)
+        pictures = []
+        for row, group in zip(labels, groups, strict=True):
+            picture, masks = self._fitted.together(group)
+            pictures.append(picture)
+            row[: len(group)] = masks.float().div_(255)
+        return pictures, labels
 
     def _choose(self, group: Sequence[Sample]) -> list[tuple[Sample, str]]:
         """All pairs of an object and a sentence, or `most` of them in their order."""

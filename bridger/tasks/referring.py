@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,10 +11,11 @@ from bridger.data import ReferringDataset
 from bridger.data.augment import AUGMENTATIONS
 from bridger.data.catalog import PUBLISHED, open_split, open_splits, pictures_of, the_only
 from bridger.data.folder import OWN
-from bridger.tasks.base import Root, Task
+from bridger.tasks.base import Report, Result, Root, Task
 from bridger.training.schedule import Schedule
 
 if TYPE_CHECKING:
+    from bridger.model import BridgedModel
     from bridger.processing import Processor
     from bridger.training.recipes import Recipe
 
@@ -22,6 +24,7 @@ class ReferringTask(Task):
     """A task on referring expressions; a head answers each of them."""
 
     datasets = (*PUBLISHED, OWN)
+    judged = "validation, first sentences"
     augmentations: ClassVar[tuple[str, ...]] = AUGMENTATIONS
 
     def names(self, root: Root, asked: Sequence[str] = ()) -> list[str | None]:
@@ -46,6 +49,10 @@ class ReferringTask(Task):
         """Return the number of refs."""
         return f"{len(data)} refs"
 
+    def judged_size(self, data: ReferringDataset) -> str:
+        """Return the number of first sentences."""
+        return f"{len(data)} first sentences"
+
     def check_words(self, processor: Processor, data: ReferringDataset) -> None:
         """Refuse sentences of which the tokenizer knows nothing."""
         for sample in (data[index] for index in range(len(data))):
@@ -66,3 +73,27 @@ class ReferringTask(Task):
     def schedule(self, recipe: Recipe, data: ReferringDataset, length: int) -> Schedule:
         """Return the order of refs and sentences."""
         return Schedule(data, length, recipe.expressions, recipe.seed, recipe.augment)
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: BridgedModel,
+        data: ReferringDataset,
+        head: str,
+        *,
+        report: Report | None = None,
+        batch_size: int = 32,
+        first_sentence: bool = False,
+    ) -> Result:
+        """Judge every sentence, or the first of every ref."""
+
+    def validate(
+        self,
+        model: BridgedModel,
+        data: ReferringDataset,
+        head: str,
+        *,
+        report: Report | None = None,
+    ) -> Result:
+        """Judge the first sentence of every ref, as the reference chooses its checkpoint."""
+        return self.evaluate(model, data, head, report=report, first_sentence=True)

@@ -36,11 +36,6 @@ class ReferringSegmentation(ReferringTask):
         *GENERALIZED_METRICS,
     )
     recipe = "quickstart"
-    judged = "validation, first sentences"
-
-    def judged_size(self, data: ReferringDataset) -> str:
-        """Return the number of first sentences."""
-        return f"{len(data)} first sentences"
 
     def check(self, recipe: Recipe, data: ReferringDataset, validation: Any) -> None:
         """Refuse a metric that the validation split cannot give."""
@@ -91,17 +86,6 @@ class ReferringSegmentation(ReferringTask):
             head=head,
             report=report,
         )
-
-    def validate(
-        self,
-        model: BridgedModel,
-        data: ReferringDataset,
-        head: str,
-        *,
-        report: Report | None = None,
-    ) -> Evaluation:
-        """Judge the first sentence of every ref, as the reference chooses its checkpoint."""
-        return self.evaluate(model, data, head, report=report, first_sentence=True)
 
     def draw(
         self, model: BridgedModel, data: ReferringDataset, head: str, index: int

@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bf16", "fp16")
 AIMS = ("metric", "source", "splits")
 
 _COUNTS = ("batch_size", "accumulation", "expressions")
-_COUNTS_OR_NONE = ("steps", "epochs", "evaluations", "word_length", "max_length")
+_COUNTS_OR_NONE = ("steps", "epochs", "evaluations", "shots", "word_length", "max_length")
 _RATES = ("learning_rate", "eps", "gamma")
 _RATES_OR_NONE = ("bridger_learning_rate", "tower_learning_rate")
 _NUMBERS = ("warmup", "weight_decay", "max_grad_norm")
@@ -47,6 +47,8 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.metric:
         _check_known("metric", recipe.metric, task.metrics)
     _check_augment(recipe.augment, task)
+    if recipe.shots is not None and not task.takes_shots:
+        raise ValueError(f"shots={recipe.shots} has no meaning for the task {recipe.task}: drop it")
     _check_datasets(recipe.datasets, task)
     _check_aims(recipe.aims, task)
     _check_optimizer(recipe)

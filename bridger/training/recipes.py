@@ -49,15 +49,20 @@ class Recipe(Config):
             code; None: texts are as long as they are.
         max_length: most tokens of a text, None: as many as the towers take.
         datasets: names of `bridger.data.PUBLISHED`, or "folder" for one's own; several are mixed,
-            none: the only one that is there.
-        augment: of "flip", "colour", "crop"; each is left out where the words forbid it.
+            none: the only one that is there. Of tasks on referring expressions only.
+        augment: of "flip", "colour", "crop" (referring segmentation only); each is left out where
+            the words forbid it.
         steps: updates; without `epochs` 1,000 by default.
         epochs: in place of steps: how often every item is seen, in whole batches. An item is a
             ref, and with several `expressions` a picture.
         batch_size: items of an update, over all devices and micro-batches.
         accumulation: micro-batches of an update on each device.
         expressions: expressions for each picture of a batch. More than one is cheap, since the
-            first part of the vision tower runs once per picture.
+            first part of the vision tower runs once per picture. Of tasks on classes: how many of
+            them a picture is asked about, its own and others by chance; see
+            `bridger.data.class_questions.ClassQuestions`.
+        shots: most pictures of a class that are seen, drawn by the seed; None: all. Classification
+            only.
         optimizer: "adamw", or "adam", which knows no weight decay.
         betas, eps: of the optimizer.
         learning_rate: of heads, and of all that has no rate of its own.
@@ -102,6 +107,7 @@ class Recipe(Config):
     batch_size: int = 16
     accumulation: int = 1
     expressions: int = 2
+    shots: int | None = None
     optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -14,6 +14,27 @@ from bridger.data import ReferringDataset, Sample
 from bridger.data.augment import check_augmentations, draw_transform
 
 
+class Shuffled:
+    """An endless list of numbers below `count`: each once in every epoch, in an order of its own.
+
+    Args:
+        count: how many.
+        seed: of the orders.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def __getitem__(self, index: int) -> int:
+        """Return one of them; it depends on the seed and its place alone."""
+        epoch, place = divmod(index, self.count)
+        if self._order[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            self._order = (epoch, order)
+        return int(self._order[1][place])
+
+
 class Schedule(Dataset[list[Sample]]):
     """What a run of `length` items sees, item by item.
 
@@ -46,7 +67,7 @@ class Schedule(Dataset[list[Sample]]):
         self.augment = check_augmentations(augment)
         single = [[index] for index in range(len(dataset))]
         self.groups = single if expressions == 1 else dataset.pictures()
-        self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._shuffled = Shuffled(len(self.groups), seed)
 
     def __len__(self) -> int:
         return self.length
@@ -58,8 +79,7 @@ class Schedule(Dataset[list[Sample]]):
         """
         if not 0 <= index < self.length:
             raise IndexError(f"the run has {self.length} items, there is no item {index}")
-        epoch, place = divmod(index, len(self.groups))
-        samples = [self.dataset[ref] for ref in self.groups[self._order_of(epoch)[place]]]
+        samples = [self.dataset[ref] for ref in self.groups[self._shuffled[index]]]
         words = random.Random(f"{self.seed}/{index}")
         # Different objects of a picture teach more than two sentences about one of them.
         first = [(sample, words.choice(sample.sentences)) for sample in samples]
@@ -76,9 +96,3 @@ class Schedule(Dataset[list[Sample]]):
             replace(sample, sentences=(said,), transform=transform)
             for (sample, _), said in zip(chosen, sentences, strict=True)
         ]
-
-    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
-        if self._order[0] != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.groups))
-            self._order = (epoch, order)
-        return self._order[1]

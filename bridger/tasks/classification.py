@@ -1,0 +1,108 @@
+"""Classification: the classes that a picture shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bridger.class_phrases import names_of
+from bridger.data.class_collate import ClassificationCollator
+from bridger.data.class_questions import ClassQuestions
+from bridger.data.classified import classified_splits, open_classified
+from bridger.data.labelled import LabelledDataset
+from bridger.predictions import ClassificationPrediction
+from bridger.tasks.base import Report, Root
+from bridger.tasks.class_names import ClassTask
+from bridger.tasks.registry import register_task
+from bridger.training.class_schedule import few_shots
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from bridger.evaluation import ClassificationEvaluation
+    from bridger.model import BridgedModel
+    from bridger.processing import Processor
+    from bridger.training.recipes import Recipe
+
+OF_ONE = ("top1", "top5", "mean per class", "top1 seen", "top1 unseen")
+OF_SEVERAL = ("mAP", "mAP seen", "mAP unseen")
+"""Metrics where pictures show one class each, and where they show any number."""
+
+
+@register_task
+class Classification(ClassTask):
+    """The classes that a picture shows."""
+
+    name = "classification"
+    metrics = (*OF_ONE, *OF_SEVERAL)
+    recipe = "scenes-classification"
+    takes_shots = True
+
+    def splits(self, root: Root, dataset: str | None = None) -> list[str]:
+        """Return the names of the splits; errors as of `classified_splits`."""
+        return classified_splits(root)
+
+    def _open(self, root: Root, split: str) -> LabelledDataset[Any]:
+        return open_classified(root, split)
+
+    def head_options(self, data: LabelledDataset[Any]) -> dict[str, Any]:
+        """Return the classes of the training split, and whether pictures show several of them."""
+        counts = {len(data.labels_of(index)) for index in range(len(data))}
+        return {**super().head_options(data), "multi_label": counts != {1}}
+
+    def check(self, recipe: Recipe, data: LabelledDataset[Any], validation: Any) -> None:
+        """Refuse a metric of the other kind of labels as well."""
+        super().check(recipe, data, validation)
+        several = recipe.head["multi_label"]
+        fitting = OF_SEVERAL if several else OF_ONE
+        if validation is not None and recipe.metric not in fitting:
+            shown = "any number of classes" if several else "one class each"
+            raise ValueError(
+                f"metric={recipe.metric!r} does not fit {data!r}, whose pictures show {shown}: "
+                f"choose one of {', '.join(fitting)}"
+            )
+
+    def pictures(self, recipe: Recipe, data: LabelledDataset[Any]) -> Sequence[int]:
+        """Return the pictures that are drawn, or all."""
+        if recipe.shots is None:
+            return range(len(data))
+        return few_shots(data, recipe.shots, recipe.seed)
+
+    def _collator(
+        self,
+        head: Any,
+        processor: Processor,
+        questions: ClassQuestions,
+        labels: Sequence[int | None],
+        cache: int,
+    ) -> ClassificationCollator:
+        several: bool = head.config.multi_label
+        return ClassificationCollator(processor, questions, labels, cache, multi_label=several)
+
+    def evaluate(
+        self,
+        model: BridgedModel,
+        data: LabelledDataset[Any],
+        head: str,
+        *,
+        report: Report | None = None,
+        batch_size: int = 32,
+    ) -> ClassificationEvaluation:
+        """Judge every picture; see `bridger.evaluation.evaluate_classification`."""
+        from bridger.evaluation import evaluate_classification
+
+        return evaluate_classification(model, data, head, batch_size, report)
+
+    def draw(
+        self, model: BridgedModel, data: LabelledDataset[Any], head: str, index: int
+    ) -> list[Image.Image]:
+        """Draw a picture's best classes, asked about all of the split's, and the true ones."""
+        picture = data[index]
+        predicted = model.predict(picture.picture, data.classes, head=head)
+        shown = np.zeros(len(data.classes), dtype=np.float32)
+        shown[list(picture.labels)] = 1
+        names = tuple(names_of(entry)[0] for entry in data.classes)
+        truth = ClassificationPrediction(names, shown, 0.5)
+        return [each.overlay(picture.picture) for each in (predicted, truth)]
