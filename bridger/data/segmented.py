@@ -44,7 +44,7 @@ class LabelMap:
         meaning = self._labels_of(values)
         table = np.zeros(max(meaning) + 1, dtype=np.int64)
         table[list(meaning)] = list(meaning.values())
-        return np.asarray(table[values])
+        return table.take(values)
 
     def classes(self) -> tuple[int, ...]:
         """Return the classes that occur, in order."""
