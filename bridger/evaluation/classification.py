@@ -55,6 +55,8 @@ class ClassificationEvaluation(LabelledEvaluation[ClassificationCase]):
 
     multi_label: bool = False
 
+    scored = "average precision"
+
     @property
     def headline(self) -> str:
         """Name of the metric that is told where only one is: "top1", or multi-label "mAP"."""

@@ -65,6 +65,8 @@ class DetectionCase(PictureCase):
 class DetectionEvaluation(LabelledEvaluation[DetectionCase]):
     """What `evaluate_detection` found; see `LabelledEvaluation`."""
 
+    scored = "mAP"
+
     @property
     def headline(self) -> str:
         """Name of the metric that is told where only one is."""

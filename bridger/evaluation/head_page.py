@@ -70,26 +70,26 @@ def write_head_page(
             for which, cases in (("worst", ranked[:count]), ("best", ranked[::-1][:count])):
                 split = f"{evaluation.name} {evaluation.split}"
                 body.append(f"<h2>{escape(f'{split}: the {which} cases')}</h2>")
-                for place, (index, score) in enumerate(cases, 1):
+                for place, (index, title, about) in enumerate(cases, 1):
                     predicted, truth = task.draw(model, data, head, index)
                     path = data[index].picture
                     views = {"the picture": plain(path), "true": truth, "found": predicted}
                     stem = stem_of(evaluation.name, evaluation.split, which, place)
-                    said = [f"score {score:.3f}"]
-                    body.append(case(fresh / PICTURES, stem, path.name, said, views))
+                    body.append(case(fresh / PICTURES, stem, title, [about, path.name], views))
         (fresh / PAGE).write_text(document(f"bridger evaluate {adapter}", body), encoding="utf-8")
     return folder / PAGE
 
 
-def _ranked(evaluation: HeadEvaluation) -> list[tuple[int, float]]:
-    """Return (index in the data set, score), the worst first, at most one of each picture."""
+def _ranked(evaluation: HeadEvaluation) -> list[tuple[int, str, str]]:
+    """Return the cases, the worst first: index in the data set, what it is, how well it went."""
     if isinstance(evaluation, ComprehensionEvaluation):
-        # Of a ref the first sentence is drawn.
-        first = {case.index: case for case in evaluation.cases if case.order == 0}
-        of_picture: dict[str, tuple[int, float]] = {}
-        for index, each in sorted(first.items(), key=lambda pair: pair[1].iou):
-            of_picture.setdefault(each.picture, (index, each.iou))
-        return list(of_picture.values())
+        # Of a ref the first sentence is drawn, and of a picture one ref.
+        first = sorted((c for c in evaluation.cases if c.order == 0), key=lambda c: c.iou)
+        of_picture = {each.picture: each for each in reversed(first)}
+        worst = sorted(of_picture.values(), key=lambda each: each.iou)
+        return [(each.index, each.sentence, f"IoU {each.iou:.3f}") for each in worst]
     scores = evaluation.scores()
-    order = np.argsort(scores, kind="stable")
-    return [(int(i), float(scores[i])) for i in order if not np.isnan(scores[i])]
+    order = [int(i) for i in np.argsort(scores, kind="stable") if not np.isnan(scores[i])]
+    pictures = [evaluation.cases[i].picture for i in order]
+    said = [f"{evaluation.scored} {scores[i]:.3f}" for i in order]
+    return list(zip(order, pictures, said, strict=True))

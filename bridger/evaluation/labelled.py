@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class LabelledEvaluation(ABC, Generic[CaseT]):
         classes: the K classes' names.
         seen: whether the head was trained on each.
         cases: the pictures.
+        scored: what the `scores` of single pictures are.
     """
 
     name: str
@@ -50,6 +51,8 @@ class LabelledEvaluation(ABC, Generic[CaseT]):
     classes: tuple[str, ...]
     seen: tuple[bool, ...]
     cases: tuple[CaseT, ...]
+
+    scored: ClassVar[str]
 
     @classmethod
     def of(

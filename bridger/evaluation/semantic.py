@@ -68,6 +68,8 @@ class SemanticCase(PictureCase):
 class SemanticEvaluation(LabelledEvaluation[SemanticCase]):
     """What `evaluate_semantic` found; see `LabelledEvaluation`."""
 
+    scored = "mIoU"
+
     @property
     def headline(self) -> str:
         """Name of the metric that is told where only one is."""
