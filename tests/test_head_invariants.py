@@ -340,8 +340,7 @@ def test_on_bridged_towers_it_trains_comes_back_and_predicts(
         assert equal(again(**batch).heads["head"], expected)
     found = again.predict(picture, words, **row.asked)
     assert type(found).__name__ == row.prediction
-    if hasattr(found, "found"):
-        assert found.found() == before.found() == json.loads(json.dumps(found.found()))
+    assert found.found() == before.found() == json.loads(json.dumps(found.found()))
     assert found.overlay(picture).size[0] >= 60
     if row.classes:
         assert again.predict(picture, **row.asked).found() == found.found()
