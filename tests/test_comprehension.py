@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers_boxes import SIZE, boxes, make
 from helpers_heads import SPEC, features
+from torchvision.ops import box_iou
 
 import bridger
 from bridger.answering import answer
@@ -127,3 +128,32 @@ def test_predict_takes_sentences_and_chunks_agree() -> None:
     assert output.logits.shape[:2] == (1, len(words))
     with pytest.raises(ValueError, match="say what to look for"):
         model.predict(scene.image)
+
+
+@pytest.mark.slow
+def test_sentences_about_two_scenes_are_learned_by_heart() -> None:
+    vision, text, processor = bridger.load_tiny_clip()
+    model = bridger.attach_bridgers(vision, text).with_head(ComprehensionHead, width=64)
+    model.processor = processor
+    scenes = [make_scene("train", i) for i in range(2)]
+    said = [list({e.target: e for e in scene.expressions}.values())[:3] for scene in scenes]
+    assert all(len(sentences) == 3 for sentences in said)  # about three objects each
+    corners = [
+        [[x, y, x + w, y + h] for x, y, w, h in (scene.objects[e.target].box for e in sentences)]
+        for scene, sentences in zip(scenes, said, strict=True)
+    ]
+    words = processor.text([e.sentence for sentences in said for e in sentences])
+    given = {name: tensor.unflatten(0, (2, 3)) for name, tensor in words.items()}
+    pixels, _ = processor.images([scene.image for scene in scenes])
+    optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-3)
+    model.train()
+    for _ in range(60):
+        model(pixels, **given, labels=[boxes(*rows) for rows in corners]).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.trainable_parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    for scene, sentences, rows in zip(scenes, said, corners, strict=True):
+        found = model.predict(scene.image, [e.sentence for e in sentences])
+        overlaps = box_iou(torch.tensor(rows).float(), torch.from_numpy(found.boxes))
+        assert (overlaps.diag() > 0.5).all()
