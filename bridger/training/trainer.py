@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from bridger import checkpoint
 from bridger.config import did_you_mean
+from bridger.features import Mentions
 from bridger.model import BridgedModel
 from bridger.sharded import gathered
 from bridger.training import distributed
@@ -24,6 +24,7 @@ from bridger.training.batch_norm import synchronized_batch_norm
 from bridger.training.callbacks import BestCheckpoint, Interruption, MissedEvaluation, OwnChance
 from bridger.training.checkpoints import newest_whole, remove_unfinished
 from bridger.training.devices import check_devices, own_forward, prepare_sharding
+from bridger.training.loss_shares import LossLog, items_by_head
 from bridger.training.progress import Progress
 from bridger.training.rates import Scheduler
 
@@ -39,8 +40,9 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
     was written to its end counts.
 
     Under `torchrun` or `accelerate launch` several processes share each update. Its loss is the
-    mean over the real expressions of all of them, over accumulated batches too, and BatchNorm of
-    Bridgers and heads normalises over all, so that a run does not depend on the devices it has.
+    mean over the real expressions of all of them (of heads that read class names, over their
+    pictures), over accumulated batches too, and BatchNorm of Bridgers and heads normalises over
+    all, so that a run does not depend on the devices it has. Heads whose loss has weight 0 rest.
     With FSDP2 the towers' parameters are spread over them, the trained ones too.
 
     Args:
@@ -92,7 +94,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         self.label_names = ["labels"]
         # `compute_loss` weighs accumulated batches itself; the Trainer shall not divide again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
-        self.interruption, self.progress = Interruption(), Progress()
+        self.interruption, self.progress, self.losses = Interruption(), Progress(), LossLog()
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         missed = MissedEvaluation(self._make_up_evaluation)
@@ -114,7 +116,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._newest_checkpoint()
-        self._made_up = 0
+        self._made_up, self.losses = 0, LossLog()
         model, device = self.model, self.args.device
         synchronized = synchronized_batch_norm(model, device)
         with self.interruption.watching(), synchronized, own_forward(model):
@@ -179,33 +181,54 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
-    ) -> int | None:
-        """Count an update's real expressions, in all its batches and processes."""
-        return distributed.total(sum(map(_expressions, batch_samples)), self.args.device)
+    ) -> dict[str, int]:
+        """Count what each head's loss is a mean over, in all batches and processes of an update."""
+        counts = [items_by_head(self.model, batch) for batch in batch_samples]
+        return {
+            name: distributed.total(sum(each[name] for each in counts), self.args.device)
+            for name in self.model.heads
+        }
 
     def compute_loss(
         self,
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: int | None = None,
+        num_items_in_batch: dict[str, int] | None = None,
     ) -> Any:
-        """Return this batch's share in the mean over the update's expressions.
+        """Return this batch's share in the update's loss: of each head the mean over its items.
 
         Heads give the mean over a batch's own; several processes' gradients are averaged later.
-        Without `num_items_in_batch`, and in evaluation, the head's mean.
+        Without `num_items_in_batch`, and in evaluation, the heads' means.
         """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if num_items_in_batch is not None and model.training:
-            share = _expressions(inputs) / num_items_in_batch
-            loss = loss * (share * self.args.world_size)
+            heads, weights = outputs["heads"], self.model.loss_weights
+            counts = items_by_head(self.model, inputs)
+            factors = {
+                name: counts[name] / num_items_in_batch[name] * self.args.world_size
+                for name, head in heads.items()
+                if head.loss is not None and weights[name]
+            }
+            shares = [weights[name] * heads[name].loss.float() * f for name, f in factors.items()]
+            loss = torch.stack(shares).sum()
+            weighted = {name: weights[name] * f for name, f in factors.items()}
+            self.losses.add(self.state.global_step, heads, weighted)
         return (loss, outputs) if return_outputs else loss
 
+    def _prepare_input(self, data: Any) -> Any:
+        """Move a batch to the device, with what says where it names its classes."""
+        if isinstance(data, Mentions):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as Trainer does, with the rate of each part where rates are set by part."""
+        """Log as Trainer does, with the loss's summands, and rates where they are set by part."""
         if self.score is not None:  # how much it judges is not known here, nor its speed
             for name in [n for n in logs if n.startswith("eval_") and n.endswith("_per_second")]:
                 del logs[name]
+        if "loss" in logs:
+            logs = {**logs, **self.losses.take()}
         if "learning_rate" in logs and self.learning_rates:
             logs = {**logs, **self._rates}
         super().log(logs, *args, **kwargs)
@@ -308,12 +331,6 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         _, tensors = checkpoint.read(folder)
         with torch.no_grad():
             checkpoint.load_adapter_tensors(model, tensors, os.fspath(folder))
-
-
-def _expressions(batch: Mapping[str, Any]) -> int:
-    """Return how many real expressions a batch has."""
-    mask = batch.get("expression_mask")
-    return math.prod(batch["input_ids"].shape[:-1]) if mask is None else int(mask.sum())
 
 
 class _Nothing(Dataset[Any]):
