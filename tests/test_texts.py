@@ -30,13 +30,23 @@ def simple_tokenizer() -> Any:
 
 
 def clip_tokenizer() -> Any:
-    """CLIP's tokenizer of transformers, of single letters: its unknown word is its end."""
-    from transformers import CLIPTokenizer
+    """A tokenizer of single letters in which unknown letters become the end, as CLIP has it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
+    start, end = "<|startoftext|>", "<|endoftext|>"
     letters = [*"abcdefghijklmnopqrstuvwxyz,"]
-    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
-    names = [*vocabulary, "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={name: id for id, name in enumerate(names)}, merges=[])
+    names = [*letters, *(f"{letter}</w>" for letter in letters), start, end]
+    vocabulary = {name: id for id, name in enumerate(names)}
+    core = Tokenizer(models.BPE(vocabulary, [], unk_token=end, end_of_word_suffix="</w>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.decoder = decoders.BPEDecoder("</w>")
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        special_tokens=[(name, vocabulary[name]) for name in (start, end)],
+    )
+    special = dict(bos_token=start, eos_token=end, unk_token=end, pad_token=end)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
 def without_start() -> Any:
@@ -54,7 +64,7 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "words": word_tokenizer,
     "no start": without_start,
     "open_clip": simple_tokenizer,
-    "CLIP of transformers": clip_tokenizer,
+    "unknown is the end": clip_tokenizer,
     "tiny": lambda: load_tiny_clip()[2].words,
 }
 
@@ -148,7 +158,7 @@ def test_long_phrases_are_cut_with_a_warning(mode: str) -> None:
     assert texts.mentions.tokens.tolist() == [[[False, True, True, True, False]]]
 
 
-def test_clip_of_transformers_keeps_its_end_when_cut() -> None:
+def test_an_end_that_also_stands_for_the_unknown_is_kept_when_cut() -> None:
     made = processor(clip_tokenizer(), 6)
     with pytest.warns(UserWarning, match="cut off"):
         assert made.text("a long sentence")["input_ids"][0, -1] == made.words.encode(["a"])[0][-1]
