@@ -442,6 +442,24 @@ def test_an_overlay_shows_boxes_and_names() -> None:
         prediction().overlay(picture.rotate(90, expand=True))
 
 
+def test_names_of_boxes_in_one_place_stand_below_each_other() -> None:
+    several = DetectionPrediction(
+        np.array([[30, 30, 60, 60]] * 3, np.float32),
+        np.array([0.5, 0.9, 0.7], np.float32),
+        np.arange(3),
+        CLASSES,
+        SIZE,
+    )
+    pixels = np.asarray(several.overlay(Image.new("RGB", SIZE[::-1]), least_side=480)).astype(int)
+    tops = []
+    for colour in bridger.predictions.COLOURS[:3]:
+        plate = (abs(pixels - colour).sum(axis=2) < 30)[:, 155:].sum(axis=1) > 30
+        rows = np.flatnonzero(plate[: 5 * 50])
+        assert len(rows) > 15
+        tops.append(rows[0])
+    assert tops[1] < tops[2] < tops[0]  # the best one's first
+
+
 # Bad input.
 
 

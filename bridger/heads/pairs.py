@@ -60,6 +60,11 @@ class Pairs:
         return slots
 
     @cached_property
+    def width(self) -> int:
+        """C, the most classes of a row."""
+        return int(self.slots.max()) + 1
+
+    @cached_property
     def slot_of(self) -> Tensor:
         """Slot (S, K) of each class in each row, -1 where the row does not mention it."""
         slots = self.rows.new_full((self.num_rows, self.num_classes), -1)
@@ -73,8 +78,8 @@ class Pairs:
 
     def per_row(self, values: Tensor, fill: float) -> Tensor:
         """Sort values (B, P, ...) by row and slot, (B, S, C, ...), with `fill` in empty slots."""
-        width = int(self.slots.max()) + 1
-        sorted_ = values.new_full((values.shape[0], self.num_rows, width, *values.shape[2:]), fill)
+        shape = (values.shape[0], self.num_rows, self.width, *values.shape[2:])
+        sorted_ = values.new_full(shape, fill)
         sorted_[:, self.rows, self.slots] = values
         return sorted_
 
