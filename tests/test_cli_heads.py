@@ -208,6 +208,11 @@ def test_masks_of_sentences(
     expected: Any = model.predict(picture, words, 0.0, "masks")
     assert found["found"] == expected.found()
     assert [part["words"] for part in found["found"]] == words
+    for part, mask in zip(found["found"], expected.masks, strict=True):
+        rows, columns = np.nonzero(mask)
+        assert part["share"] == pytest.approx(len(rows) / (40 * 90))
+        corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert tuple(part["box"]) == corners
     masks = [np.asarray(Image.open(tmp_path / f"m-{i}.png")) for i in (1, 2)]
     assert (np.stack(masks) == 255 * expected.masks).all()
 

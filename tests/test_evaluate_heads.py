@@ -15,12 +15,15 @@ from helpers_judging import boxed, classified, model_with, segmented
 from torch import multiprocessing
 
 from bridger.evaluation import (
+    SemanticEvaluation,
     evaluate_classification,
     evaluate_comprehension,
     evaluate_detection,
     evaluate_semantic,
     pictures,
+    summary,
 )
+from bridger.evaluation.semantic import SemanticCase
 from bridger.model import BridgedModel
 
 REFS = [(0, 3, 1), (1, 2, 1), (0, 1, 1), (2, 1, 1), (3, 2, 1)]
@@ -113,6 +116,33 @@ def test_what_cannot_be_judged_is_refused(
     (tmp_path / "0.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the \d pictures of .* missing: .*0.png"):
         evaluate(model, there, head)
+
+
+def semantic(classes: int) -> SemanticEvaluation:
+    """Class k has k + 1 pixels, one of which is right; every second one was trained on."""
+    names = tuple(f"class {k:02}" for k in range(classes))
+    pairs = [((k, k), 1) for k in range(classes)]
+    pairs += [((k, classes), k) for k in range(1, classes)]
+    true, predicted = zip(*(pair for pair, _ in pairs), strict=True)
+    case = SemanticCase("a.png", "a", true, predicted, tuple(count for _, count in pairs))
+    return SemanticEvaluation("few", "val", names, (True, False) * (classes // 2), (case,))
+
+
+@pytest.mark.parametrize("classes", [4, 12])
+def test_of_many_classes_the_best_and_the_worst_are_shown(classes: int) -> None:
+    figures, shown = summary.tables([semantic(classes)], "mine")
+    ranked = [f"class {k:02}" for k in range(classes)]
+    names = [row[0] for row in shown.rows]
+    assert names == (ranked if classes == 4 else [*ranked[:5], *ranked[-5:]])
+    assert list(shown.header) == ["class", "IoU", "accuracy", "trained on"]
+    assert list(shown.rows[1]) == ["class 01", "50.00", "50.00", "no"]
+    assert ("the best 5 and the worst 5 of 12" in shown.title) == (classes == 12)
+    assert list(figures.header[:4]) == ["data set", "split", "pictures", "mIoU"]
+    mean = np.mean([1 / (k + 1) for k in range(classes)])
+    assert figures.rows[0][3].startswith(f"{100 * mean:.2f} [")
+    record = summary.record(semantic(classes))
+    assert record["per_class"]["class 01"] == {"IoU": 0.5, "accuracy": 0.5, "seen": False}
+    assert record["metrics"]["mIoU"] == pytest.approx(mean)
 
 
 def judge_in_a_process(rank: int, world: int, folder: Path) -> None:
