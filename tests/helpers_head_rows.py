@@ -154,7 +154,7 @@ ROWS: Mapping[str, HeadRow] = {
     "classification": HeadRow(
         "classification",
         lambda b, n, s: torch.randint(n, (b,)),
-        {"classes": CLASSES, "adapter_width": 4},
+        {"classes": CLASSES},
         lambda b, n, s: torch.full((b,), IGNORE),
         prediction="ClassificationPrediction",
     ),

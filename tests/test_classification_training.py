@@ -132,7 +132,7 @@ def test_bad_labels(
         ({"text_mode": "together"}, ValueError, "text_mode='together' is unknown"),
         ({"label_smoothing": 1.0}, ValueError, "label_smoothing"),
         ({"logit_scale": 0.0}, ValueError, "logit_scale must be a positive number"),
-        ({"adapter_width": -1}, ValueError, "adapter_width must be 0 or more"),
+        ({"width": 0}, ValueError, "width must be positive"),
         ({"temperature": 1.0}, ValueError, "no option 'temperature'"),
     ],
 )
@@ -154,7 +154,7 @@ def test_features_of_other_towers_are_refused() -> None:
 @pytest.mark.parametrize("pair", ["open_clip_resnet", "hf_clip_plain", "hf_clip_whole"])
 def test_a_step_moves_bridgers_and_head_alone(pair: str) -> None:
     bridged = attach_bridgers(*PAIRS[pair](), 2, SMALL)
-    model = bridged.with_head(ClassificationHead, adapter_width=32, logit_scale=5.0)
+    model = bridged.with_head(ClassificationHead, logit_scale=5.0)
     optimizer = torch.optim.SGD(model.trainable_parameters(), lr=0.1)
     model.train()
     pixels, words = images(2, 64 if "resnet" in pair else 32), ids(6).reshape(2, 3, -1)
@@ -191,7 +191,7 @@ def test_bfloat16_autocast_gives_nearly_the_same_in_float32(scores: str) -> None
 @pytest.mark.parametrize(
     "options",
     [
-        {"classes": (("owl", "night bird"), "drum"), "adapter_width": 8, "multi_label": True},
+        {"classes": (("owl", "night bird"), "drum"), "multi_label": True},
         {"classes": ("owl", "drum"), "scores": "linear", "text_mode": "joint"},
     ],
     ids=["text", "linear"],
@@ -257,6 +257,6 @@ def test_the_overlay_shows_bars_as_long_as_probabilities() -> None:
 
 
 def test_the_config_comes_back_from_json() -> None:
-    config = ClassificationConfig(classes=("owl", ("bee", "insect")), adapter_width=4)
+    config = ClassificationConfig(classes=("owl", ("bee", "insect")), label_smoothing=0.1)
     assert ClassificationConfig.from_dict(config.to_dict()) == config
     assert isinstance(ClassificationHead.from_spec(APART).scores.image, nn.Linear)

@@ -48,10 +48,9 @@ class ClassificationConfig(ClassNamesConfig):
             own; off, one of them, and their probabilities sum to 1.
         label_smoothing: share of the label that goes to all classes alike (Szegedy et al., CVPR
             2016); multi-label, to "shown" and "not shown" alike.
-        logit_scale: where the learned scale of the cosines begins; None: the towers' own where
-            they know it, 100 where they share a space all the same, or else CLIP's first, 1/0.07.
-        adapter_width: hidden width of a small residual net on the picture's feature and one on the
-            text's (CLIP-Adapter, Gao et al., IJCV 2024), which begin as zero; 0: none.
+        logit_scale: where the learned scale of the cosines begins; None: where the towers share a
+            space, the scale that they were trained with, or 100 where only parts of their model
+            were given; where they share none, CLIP's first, 1/0.07.
         width: D, of the space that is learned where the towers share none.
     """
 
@@ -59,7 +58,6 @@ class ClassificationConfig(ClassNamesConfig):
     multi_label: bool = False
     label_smoothing: float = 0.0
     logit_scale: float | None = None
-    adapter_width: int = 0
     width: int = 512
 
     def __post_init__(self) -> None:
@@ -76,11 +74,8 @@ class ClassificationConfig(ClassNamesConfig):
             )
         if self.logit_scale is not None and not 0 < self.logit_scale < math.inf:
             raise ValueError(f"logit_scale must be a positive number, got {self.logit_scale}")
-        if self.adapter_width < 0 or self.width < 1:
-            raise ValueError(
-                f"adapter_width must be 0 or more and width positive, got {self.adapter_width} "
-                f"and {self.width}"
-            )
+        if self.width < 1:
+            raise ValueError(f"width must be positive, got {self.width}")
 
 
 @dataclass
@@ -252,25 +247,17 @@ class TextScores(nn.Module):
         width = image_width if shared else config.width
         self.image = nn.Identity() if shared else nn.Linear(image_width, width)
         self.text = TextEmbedding(spec, None if shared else width)
-        self.adapters = nn.ModuleDict(
-            {side: Adapter(width, config.adapter_width) for side in ("image", "text")}
-            if config.adapter_width
-            else {}
-        )
-        scale = config.logit_scale or spec.logit_scale or (CLIP_SCALE if shared else FRESH_SCALE)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        own = (spec.logit_scale or CLIP_SCALE) if shared else FRESH_SCALE
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale or own)))
         threshold = CLIP_THRESHOLD if shared else 0.0
-        if spec.logit_bias is not None and spec.logit_scale is not None:  # SigLIP's sigmoid
-            threshold = -spec.logit_bias / spec.logit_scale
+        if shared and spec.logit_bias is not None:  # SigLIP's sigmoid
+            threshold = -spec.logit_bias / own
         # In the cosine's own unit, so that a step of the optimiser moves logits as it does there.
         self.threshold = nn.Parameter(torch.tensor(threshold)) if config.multi_label else None
 
     def forward(self, image: Tensor, read: Mentioned) -> Tensor:
         """Compare pictures (B, N, C), as seen with each of N texts, with what was read of these."""
         pictures, texts = self.image(image), self.text(read)
-        if self.adapters:
-            pictures = pictures + self.adapters["image"](pictures)
-            texts = texts + self.adapters["text"](texts)
         pictures = F.normalize(pictures.float(), dim=-1)[:, read.mentions.rows]
         texts = F.normalize(texts.float(), dim=-1)
         cosines = F.cosine_similarity(
@@ -279,22 +266,6 @@ class TextScores(nn.Module):
         if self.threshold is not None:
             cosines = cosines - self.threshold
         return self.log_scale.float().exp() * cosines
-
-
-class Adapter(nn.Sequential):
-    """A bottleneck of two layers on vectors (..., D), whose output is zero at first."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        last = nn.Linear(hidden, width)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        # Cosines know no length: the net reads all towers' features alike.
-        super().__init__(
-            nn.LayerNorm(width, elementwise_affine=False),
-            nn.Linear(width, hidden),
-            nn.ReLU(),
-            last,
-        )
 
 
 class LinearScores(nn.Module):
