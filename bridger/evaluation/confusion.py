@@ -99,7 +99,8 @@ def semantic_metrics(matrix: Counts, seen: Sequence[bool]) -> dict[str, float]:
     in that class's union. "mIoU seen" and "mIoU unseen": over the classes that the head was
     trained on, and over the others. "pixel accuracy": the share of all pixels, the background's
     too, that are right. "mean accuracy": the mean over the classes in the truth of the share of
-    their pixels that is found. These are the conventions of mmsegmentation's IoUMetric.
+    their pixels that is found. Which classes a mean is over is as in mmsegmentation's IoUMetric,
+    where a background that is a class of the data's own would be one of them.
 
     Args:
         matrix: summed over pictures.
