@@ -14,11 +14,16 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 
+import bridger
 from bridger.features import BridgedFeatures, Mentions
 from bridger.heads import BoxHead
+from bridger.processing import Processor
+from bridger.texts import Texts
+from bridger.warp import Placement
 
 SIZE = (64, 96)
 CLASSES = ("owl", "bus", "pill")
+FIXED = {"classes": CLASSES, "scores": "fixed"}
 
 
 def asked(
@@ -101,3 +106,21 @@ def torchvision_fcos(head: BoxHead, given: BridgedFeatures, **options: Any) -> F
     return FCOS(
         Levels(levels), len(CLASSES), anchor_generator=anchors, head=parts, **size, **options
     )
+
+
+def small_processor() -> Processor:
+    """Of pictures of `SIZE`."""
+    tokenizer = bridger.load_tiny_clip()[2].words
+    return Processor(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), tokenizer, max_length=24)
+
+
+def named(*names: str) -> Texts:
+    """Texts of which only the names are read."""
+    nothing = torch.zeros(0, 0)
+    return Texts(names, nothing, nothing)
+
+
+def results(head: BoxHead, output: Any, processor: Processor, **options: Any) -> Any:
+    """What the head finds in pictures of the input's own size."""
+    places = [Placement.fit(SIZE, SIZE)] * len(output.logits)
+    return head.results(output, processor, places, named(*CLASSES), **options)

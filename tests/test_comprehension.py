@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_boxes import SIZE, boxes, make
+from helpers_boxes import SIZE, boxes, make, named, small_processor
 from helpers_heads import SPEC, features
 from torchvision.ops import box_iou
 
@@ -31,13 +31,7 @@ def targets() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    tokenizer = bridger.load_tiny_clip()[2].words
-    return Processor(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), tokenizer, max_length=24)
-
-
-def texts(count: int) -> Texts:
-    nothing = torch.zeros(0, 0)
-    return Texts(NAMES[:count], nothing, nothing)
+    return small_processor()
 
 
 def test_it_is_detection_with_a_class_for_each_expression() -> None:
@@ -56,7 +50,7 @@ def test_it_is_detection_with_a_class_for_each_expression() -> None:
 def test_each_expression_gets_its_best_cell(processor: Processor) -> None:
     head, place = make(ComprehensionHead), Placement.fit((32, 48), SIZE)
     output = head(features(expressions=3, image_size=SIZE))
-    found = head.results(output, processor, [place] * 2, texts(3))
+    found = head.results(output, processor, [place] * 2, named(*NAMES))
     squares = torch.cat(output.anchors)
     for b, prediction in enumerate(found):
         assert prediction.names == NAMES and prediction.labels.tolist() == [0, 1, 2]
@@ -81,7 +75,9 @@ def test_there_is_one_box_even_where_nothing_is_likely(processor: Processor) -> 
     with torch.no_grad():
         head.bias.fill_(-1e3)
         output = head(features(batch=1, expressions=2, image_size=SIZE))
-        (found,) = head.results(output, processor, [Placement.fit((9, 200), SIZE)], texts(2))
+        (found,) = head.results(
+            output, processor, [Placement.fit((9, 200), SIZE)], named(*NAMES[:2])
+        )
     assert len(found) == 2 and found.labels.tolist() == [0, 1]
     assert (found.boxes[:, 2:] <= [200, 9]).all() and (found.boxes >= 0).all()
 

@@ -1,8 +1,7 @@
-"""Detection: torchvision's losses and boxes on bridged maps, texts of classes, labels, results."""
+"""Detection: torchvision's losses and boxes on bridged maps, texts of classes, what counts."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_boxes import CLASSES, SIZE, asked, boxes, joint, labels, make, torchvision_fcos
-from helpers_heads import SPEC, features
-from PIL import Image
+from helpers_boxes import (
+    CLASSES,
+    FIXED,
+    SIZE,
+    asked,
+    boxes,
+    joint,
+    labels,
+    make,
+    results,
+    small_processor,
+    torchvision_fcos,
+)
+from helpers_heads import SPEC
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_iou, sigmoid_focal_loss
@@ -23,31 +33,13 @@ from bridger.answering import answer
 from bridger.data.scenes import Scene, make_scene
 from bridger.heads import BoxOutput, DetectionHead
 from bridger.heads.box_labels import NEVER
-from bridger.heads.pairs import Pairs
-from bridger.predictions import DetectionPrediction
 from bridger.processing import Processor
 from bridger.texts import Texts
-from bridger.warp import Placement
-
-WHOLE = Placement.fit(SIZE, SIZE)
-FIXED = {"classes": CLASSES, "scores": "fixed"}
 
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    tokenizer = bridger.load_tiny_clip()[2].words
-    return Processor(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), tokenizer, max_length=24)
-
-
-def named(*names: str) -> Texts:
-    """Texts of which only the names are read."""
-    nothing = torch.zeros(0, 0)
-    return Texts(names, nothing, nothing)
-
-
-def results(head: DetectionHead, output: Any, processor: Processor, **options: Any) -> Any:
-    places = [WHOLE] * len(output.logits)
-    return head.results(output, processor, places, named(*CLASSES), **options)
+    return small_processor()
 
 
 def summed(output: BoxOutput) -> dict[str, float]:
@@ -275,253 +267,6 @@ def test_boxes_smaller_than_a_cell_train_without_harm() -> None:
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
     assert output.losses["centerness"].item() > 0  # the middle of cell 0, 0 lies in the second
-
-
-# Results.
-
-
-def planted(head: DetectionHead, *found: tuple[int, int, list[float], float]) -> BoxOutput:
-    """An output of one picture, one row a class, that holds (class, cell, edges, logit)."""
-    output = head(asked([0, 1, 2], [0, 1, 2], batch=1))
-    output.logits.fill_(-20)
-    output.centerness.fill_(20)
-    output.regression.zero_()
-    for label, cell, edges, logit in found:
-        output.logits[0, label, cell] = logit
-        output.regression[0, label, cell] = torch.tensor(edges) / 8
-    return output
-
-
-@torch.no_grad()
-def test_boxes_come_back_in_the_pictures_own_pixels(processor: Processor) -> None:
-    # Cell 27 is the fourth of the third row: its middle is at 28, 20.
-    output = planted(make(DetectionHead), (1, 27, [10, 4, 20, 8], 1.0), (2, 3, [0, 4, 2, 1], 3.0))
-    place = Placement.fit((160, 300), SIZE)  # 96 x 51.2 of it: borders above and below
-    head = make(DetectionHead)
-    (found,) = head.results(output, processor, [place], named(*CLASSES), threshold=0.0, most=1)
-    assert found.names == CLASSES and found.size == (160, 300)
-    # The better one lies in the border above the picture.
-    assert found.labels.tolist() == [1]
-    score = math.sqrt(1 / (1 + math.exp(-1.0)) / (1 + math.exp(-20)))
-    assert found.scores[0] == pytest.approx(score, abs=1e-5)
-    expected = place.boxes_into_input(torch.from_numpy(found.boxes))
-    torch.testing.assert_close(expected, torch.tensor([[18.0, 16, 48, 28]]), atol=1e-3, rtol=0)
-
-
-@torch.no_grad()
-def test_boxes_are_cut_at_the_picture_and_ordered_by_score(processor: Processor) -> None:
-    head = make(DetectionHead)
-    output = planted(
-        head, (0, 0, [90, 90, 9, 9], 0.5), (0, 30, [5, 5, 5, 5], 2.0), (2, 30, [6, 5, 5, 5], 1.0)
-    )
-    (found,) = results(head, output, processor, threshold=0.3)
-    assert found.labels.tolist() == [0, 2, 0]  # boxes of two classes may lie on each other
-    assert found.boxes[2].tolist() == [0, 0, 13, 13]
-    assert len(results(head, output, processor, threshold=0.9)[0]) == 1
-    nothing = results(head, output, processor, threshold=1.0)[0]
-    assert len(nothing) == 0 and nothing.found() == [] and nothing.boxes.shape == (0, 4)
-
-
-@torch.no_grad()
-def test_what_several_templates_find_is_merged(processor: Processor) -> None:
-    head, given = make(DetectionHead), asked([0, 1, 2, 3], [0, 0, 1, 1], batch=1)
-    output = head(given)
-    assert output.logits.shape[:2] == (1, 4) and output.regression.shape[:2] == (1, 4)
-    output.logits.fill_(-20)
-    output.centerness.fill_(20)
-    output.regression.zero_()
-    for pair, (logit, width) in enumerate([(1.0, 2.0), (2.0, 2.1), (0.0, 2.0), (0.5, 2.0)]):
-        cell = 30 if pair < 3 else 60  # the second class is found in two places
-        output.logits[0, pair, cell] = logit
-        output.regression[0, pair, cell] = width
-    (found,) = results(head, output, processor)
-    assert found.labels.tolist() == [0, 1, 1]
-    assert found.scores[0] == pytest.approx(math.sqrt(1 / (1 + math.exp(-2))), abs=1e-4)
-
-
-@torch.no_grad()
-def test_chunks_of_classes_are_merged(processor: Processor) -> None:
-    head, given = make(DetectionHead), asked([0, 0, 1, 2], [0, 1, 2, 2])
-    whole = head(given)
-
-    def chunk(rows: list[int], first: int) -> BoxOutput:
-        mentions = given.mentions
-        own = torch.isin(mentions.rows, torch.tensor(rows))
-        every = torch.tensor([b * 3 + row for b in range(2) for row in rows])
-        part: BoxOutput = head(
-            replace(
-                given,
-                maps=tuple(m[every] for m in given.maps),
-                tokens=given.tokens[every],
-                token_mask=given.token_mask[every],
-                sentence=given.sentence[every],
-                num_expressions=len(rows),
-                mentions=type(mentions)(
-                    mentions.rows[own] - rows[0],
-                    mentions.classes[own] - first,
-                    mentions.tokens[:, own],
-                    int(mentions.classes[own].max()) - first + 1,
-                ),
-            )
-        )
-        return part
-
-    merged = head.merge([chunk([0], 0), chunk([1, 2], 2)])
-    torch.testing.assert_close(merged.logits, whole.logits)
-    for a, b in zip(
-        *(results(head, o, processor, threshold=0.0) for o in (merged, whole)), strict=True
-    ):
-        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-4)
-        np.testing.assert_array_equal(a.labels, b.labels)
-    assert merged.pairs.num_classes == 3 and set(a.labels) == {0, 1, 2}
-
-
-@pytest.mark.parametrize(
-    "options", [{"threshold": 1.1}, {"threshold": -0.1}, {"nms": 2}, {"most": 0}]
-)
-def test_impossible_options_of_results_are_refused(
-    processor: Processor, options: dict[str, float]
-) -> None:
-    head = make(DetectionHead)
-    with pytest.raises(ValueError, match=next(iter(options))):
-        results(head, head(joint()), processor, **options)
-
-
-def test_pairs_find_their_slots_and_join() -> None:
-    mentions = asked([1, 0, 1, 1, 2], [0, 1, 1, 1, 0]).mentions
-    assert mentions is not None
-    pairs, pair_of = Pairs.of(mentions, 3)
-    assert list(zip(pairs.classes.tolist(), pairs.rows.tolist(), strict=True)) == [
-        (0, 1), (0, 2), (1, 0), (1, 1)
-    ]  # fmt: skip
-    assert pair_of.tolist() == [0, 2, 3, 3, 1]
-    assert pairs.class_of.tolist() == [[1, -1], [0, 1], [0, -1]]
-    assert pairs.slot_of.tolist() == [[-1, 0], [0, 1], [0, -1]]
-    values = torch.randn(2, 4, 5)
-    assert torch.equal(pairs.per_pair(pairs.per_row(values, 7)), values)
-    joined = Pairs.join([pairs, pairs])
-    assert joined.classes.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert joined.rows.tolist() == [1, 2, 0, 1, 4, 5, 3, 4] and joined.num_rows == 6
-
-
-# The prediction.
-
-
-def prediction() -> DetectionPrediction:
-    return DetectionPrediction(
-        np.array([[10, 30, 40, 60], [50, 0, 90.5, 22]], np.float32),
-        np.array([0.75, 0.5], np.float32),
-        np.array([1, 0]),
-        ("owl", "bus"),
-        (64, 96),
-    )
-
-
-def test_a_prediction_is_plain_numbers_and_cocos_format() -> None:
-    found = json.loads(json.dumps(prediction().found()))
-    assert found[0] == {"words": "bus", "score": 0.75, "box": [10, 30, 40, 60]}
-    coco = json.loads(json.dumps(prediction().to_coco(7, [11, 22])))
-    assert coco[1] == {"image_id": 7, "category_id": 11, "bbox": [50, 0, 40.5, 22], "score": 0.5}
-    with pytest.raises(ValueError, match="2 names need as many category_ids, got 1"):
-        prediction().to_coco(7, [11])
-
-
-def test_an_overlay_shows_boxes_and_names() -> None:
-    picture = Image.new("RGB", (96, 64), (10, 60, 10))
-    drawn = prediction().overlay(picture, least_side=480)
-    assert drawn.size == (480, 320)
-    pixels = np.asarray(drawn).astype(int)
-    for index, colour in ((0, bridger.predictions.COLOURS[1]), (1, bridger.predictions.COLOURS[0])):
-        x0, y0, x1, y1 = (prediction().boxes[index] * 5).round().astype(int)
-        same = abs(pixels - colour).sum(axis=2) < 30
-        assert same[y0 + 30 : y1 - 8, x0 : x0 + 3].mean() > 0.5  # the left edge
-        plate = same[max(0, y0 - 30) : y0 + 30, x0:x1]
-        assert plate.sum() > 400  # and the plate with the name
-        assert not same[y0 + 40 : y1 - 8, x0 + 10 : x1 - 10].any()  # the inside stays as it was
-    with pytest.raises(ValueError, match="96 x 64 pixels, this one has 64 x 96"):
-        prediction().overlay(picture.rotate(90, expand=True))
-
-
-def test_names_of_boxes_in_one_place_stand_below_each_other() -> None:
-    several = DetectionPrediction(
-        np.array([[30, 30, 60, 60]] * 3, np.float32),
-        np.array([0.5, 0.9, 0.7], np.float32),
-        np.arange(3),
-        CLASSES,
-        SIZE,
-    )
-    pixels = np.asarray(several.overlay(Image.new("RGB", SIZE[::-1]), least_side=480)).astype(int)
-    tops = []
-    for colour in bridger.predictions.COLOURS[:3]:
-        plate = (abs(pixels - colour).sum(axis=2) < 30)[:, 155:].sum(axis=1) > 30
-        rows = np.flatnonzero(plate[: 5 * 50])
-        assert len(rows) > 15
-        tops.append(rows[0])
-    assert tops[1] < tops[2] < tops[0]  # the best one's first
-
-
-# Bad input.
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ([boxes()], "list of 2 dicts.*found 1"),
-        (torch.zeros(2, 4), "list of 2 dicts.*found Tensor"),
-        ([boxes(), {"boxes": torch.zeros(0, 4)}], "picture 1 must be a dict.*found"),
-        ([boxes(), torch.zeros(4)], "picture 1 must be a dict.*found Tensor"),
-        ([boxes(), {**boxes(), "boxes": torch.zeros(2, 5)}], r"'boxes' must have shape \(2, 4\)"),
-        ([boxes(), {**boxes(), "boxes": torch.zeros(2, 4)}], r"'labels' must have shape \(2,\)"),
-        ([boxes(), {**boxes(), "crowd": torch.zeros(3)}], r"'crowd' must have shape \(0,\)"),
-        ([boxes(), {**boxes((1, 1, 9, 9)), "crowd": torch.zeros(1)}], "'crowd' bool"),
-        ([boxes(), {**boxes((1, 1, 9, 9)), "labels": torch.zeros(1)}], "'labels' int64"),
-        ([boxes(), {**boxes((1, 1, 9, 9)), "boxes": torch.ones(1, 4).long()}], "must be float"),
-        ([boxes(), boxes((1, 1, 9, 9), (5, 5, 5, 9))], r"picture 1: box 1, .*no area"),
-        ([boxes((9, 9, 1, 1)), boxes()], "picture 0: box 0, .*no area"),
-        ([boxes((1, 1, math.nan, 9)), boxes()], "picture 0: box 0, .*no area"),
-        ([boxes((1, 1, 99, 9)), boxes()], "picture 0: box 0, .*out of the picture.*96 x 64"),
-        ([boxes((-3, 1, 9, 9)), boxes()], "picture 0: box 0, .*out of the picture"),
-        ([boxes((1, 1, 9, 9), labels=[3]), boxes()], "label 3, has a label that is none of 0 to 2"),
-        ([boxes((1, 1, 9, 9), labels=[-1]), boxes()], "label -1, .*none of 0 to 2"),
-    ],
-)
-def test_wrong_labels_are_named(bad: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(DetectionHead)(joint(), bad)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"width": 40}, "multiple of 32"),
-        ({"width": 0}, "width must be a whole number from 32"),
-        ({"num_convs": 1.5}, "num_convs must be a whole number"),
-        ({"extra_levels": "p5"}, "extra_levels='p5' is unknown"),
-        ({"scores": "linear"}, "scores='linear' is unknown"),
-        ({"scores": "fixed"}, "say which, classes="),
-        ({"classes": ("owl", "owl")}, "owl"),
-        ({"text_mode": "jont"}, "joint"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DetectionHead.from_spec(SPEC, **options)
-
-
-def test_a_fixed_list_answers_about_itself_alone(processor: Processor) -> None:
-    head = make(DetectionHead, **FIXED)
-    assert head.fixed_classes and not make(DetectionHead).fixed_classes
-    assert head.texts(processor, None).names == CLASSES
-    with pytest.raises(ValueError, match="fixed classes"):
-        head.texts(processor, ["owl", "dog"])
-    with pytest.raises(ValueError, match="3 fixed classes and is asked about all of them.*got 2"):
-        head(asked([0, 1], [0, 1]))
-
-
-def test_features_of_other_towers_are_refused() -> None:
-    other = replace(SPEC, sentence_width=16)
-    with pytest.raises(ValueError, match="was built for"):
-        make(DetectionHead)(features(other))
 
 
 # Half precision, saving, learning.
