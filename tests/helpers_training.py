@@ -32,8 +32,11 @@ from bridger.__main__ import run as run_command
 from bridger.config import Config
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.freezing import in_eval_mode
-from bridger.heads import Head, HeadOutput, ReferringSegmentationHead, register_head
+from bridger.heads import DenseHead, HeadOutput, ReferringSegmentationHead, register_head
 from bridger.heads.losses import mask_targets, text_to_pixel_loss
+from bridger.predictions import Prediction
+from bridger.predictions.maps import PictureMaps
+from bridger.texts import Texts
 from bridger.training import BridgerTrainer, distributed
 
 SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
@@ -79,7 +82,7 @@ class Pictures(Dataset[dict[str, Tensor]]):
 
 
 @register_head("dot_in_tests")
-class DotHead(Head):
+class DotHead(DenseHead):
     """The sentence's product with every cell of the last map: no BatchNorm and no dropout."""
 
     config_class = Config
@@ -105,6 +108,9 @@ class DotHead(Head):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
+    def result(self, maps: PictureMaps, texts: Texts, output: HeadOutput, index: int) -> Prediction:
+        return Prediction.from_probabilities(maps)
+
 
 def make_model(
     config: BridgerConfig | None = SMALL,
@@ -116,6 +122,9 @@ def make_model(
     bridged = attach_bridgers(*PAIRS["open_clip_vit"](), 2, config, trainable=trainable or ())
     if head == "dot":
         return bridged.with_head(DotHead, **options)
+    if head == "resting":
+        heads = {"head": (DotHead, options), "other": (ReferringSegmentationHead, HEAD)}
+        return BridgedModel.build(bridged, heads, {"other": 0.0})
     return bridged.with_head(ReferringSegmentationHead, **HEAD, **options)
 
 
@@ -154,7 +163,8 @@ class Run:
 
     Attributes:
         folder: gets the adapter, checkpoints, and what each process saw.
-        head: "referring", which has BatchNorm, or "dot", which has none.
+        head: "referring", which has BatchNorm, "dot", which has none, or "resting": the latter
+            beside one whose loss has weight 0.
         expressions, ragged: of `Pictures`.
         trainable: tower tensors that are trained.
         args: of TrainingArguments, changed.
@@ -200,7 +210,7 @@ class Run:
             model,
             train_dataset=Pictures(4 * STEPS, self.expressions, self.ragged),
             in_order=True,
-            data_collator=lambda items: _collate(items, seen),
+            data_collator=lambda items: _collate(items, seen, self.head == "resting"),
             score=score,
             eval_dataset=None,
             eval_strategy="steps",
@@ -251,10 +261,10 @@ def _answer(model: BridgedModel) -> float:
     return float(output.logits.double().abs().mean())
 
 
-def _collate(items: list[dict[str, Tensor]], seen: list[int]) -> dict[str, Tensor]:
-    batch = default_collate(items)
+def _collate(items: list[dict[str, Tensor]], seen: list[int], named: bool) -> dict[str, Any]:
+    batch: dict[str, Any] = default_collate(items)
     seen += batch.pop("index").tolist()
-    return batch
+    return {**batch, "labels": {"head": batch["labels"]}} if named else batch
 
 
 def make_runs(folder: Path, runs: list[Run], *flags: str, processes: int = 1) -> int:

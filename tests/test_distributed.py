@@ -52,6 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "ragged": True,
         "args": {**SGD, "gradient_accumulation_steps": 2},
     },
+    "resting": {"head": "resting", "expressions": 3, "ragged": True, "args": SGD},
     "adam": {"args": {}},
 }
 
@@ -89,7 +90,7 @@ def test_an_update_has_the_items_of_one_process(name: str, both: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["batch norm", "ragged", "accumulated"])
+@pytest.mark.parametrize("name", ["batch norm", "ragged", "accumulated", "resting"])
 def test_two_processes_learn_what_one_learns(name: str, alone: Path, both: Path) -> None:
     for figure, count in (("loss", STEPS), ("grad_norm", STEPS), ("eval_answer", STEPS // 2)):
         expected = figures(alone / name, figure)
@@ -105,6 +106,16 @@ def test_accumulated_batches_count_by_their_expressions(alone: Path) -> None:
         expected = figures(alone / "ragged", figure)
         assert figures(alone / "accumulated", figure) == pytest.approx(expected, rel=1e-5)
     assert_close(adapter(alone / "ragged"), adapter(alone / "accumulated"), 1e-5)
+
+
+@pytest.mark.slow
+def test_a_head_that_rests_changes_nothing(alone: Path, both: Path) -> None:
+    for folder in (alone, both):
+        assert figures(folder / "resting", "loss") == figures(folder / "ragged", "loss")
+        expected, found = adapter(folder / "ragged"), adapter(folder / "resting")
+        assert [n for n in expected if not torch.equal(expected[n], found[n])] == []
+        resting = [name for name in found if name.startswith("heads.other.")]
+        assert resting and {*found} == {*expected, *resting}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from bridger.cli.base import say
 if TYPE_CHECKING:
     from bridger.training import Recipe
 
-HELP = "list the recipes, or print one whole"
+HELP = "list the recipes with the head that each trains, or print one whole"
 EXAMPLES = """\
   bridger recipes
   bridger recipes etris-vit-b16-refcoco
@@ -40,8 +40,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return options
     recipes = {name: find_recipe(name) for name in recipe_names()}
     width = max(map(len, recipes))
+    task = max(len(recipe.task) for recipe in recipes.values())
     for name, recipe in recipes.items():
-        say(f"{name:<{width}}  {recipe.note.split('. ')[0].rstrip('.')}.{_aims(recipe)}")
+        note = recipe.note.split(". ")[0].rstrip(".")
+        say(f"{name:<{width}}  {recipe.task:<{task}}  {note}.{_aims(recipe)}")
     return {name: recipe.to_dict() for name, recipe in recipes.items()}
 
 
