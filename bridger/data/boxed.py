@@ -16,10 +16,13 @@ from bridger.data.boxed_layouts import BoxedFiles, boxed_files
 from bridger.data.class_lists import class_names, split_names
 from bridger.data.instances import stream
 from bridger.data.label_layouts import pick_split, require_folder
-from bridger.data.labelled import BoxedPicture, LabelledDataset
+from bridger.data.labelled import BoxedPicture, LabelledDataset, Report, refuse
 
 BROKEN = ("raise", "drop")
 ROUNDING = 1.0  # pixels that a box may reach out of its picture
+UNKNOWN_IDS = "annotations of classes or pictures that are not in the file"
+FLAT = "boxes without area"
+OUTSIDE = "boxes that reach out of their pictures; COCO's boxes are [x, y, width, height]"
 
 
 class Picture(NamedTuple):
@@ -54,6 +57,8 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         split: name of the split.
         files: its files.
         broken: see `open_boxed`.
+        report: called with every annotation that is wrong, which is then left out; by default the
+            first one is raised, and `broken` says what becomes of boxes.
 
     Attributes:
         path: the JSON file, which pycocotools reads as well.
@@ -61,7 +66,13 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         image_ids: COCO's id of each picture.
     """
 
-    def __init__(self, split: str, files: BoxedFiles, broken: str = "raise") -> None:
+    def __init__(
+        self,
+        split: str,
+        files: BoxedFiles,
+        broken: str = "raise",
+        report: Report | None = None,
+    ) -> None:
         if broken not in BROKEN:
             raise ValueError(f"broken={broken!r} is unknown: expected {' or '.join(BROKEN)}")
         self.name, self.split, self.path = "coco", split, files.annotations
@@ -77,12 +88,12 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
                 Picture(entry["file_name"], (int(entry["height"]), int(entry["width"])))
                 for entry in pictures.values()
             ]
-            boxes = _read_boxes(self.path, self.category_ids, self.image_ids)
+            boxes = _read_boxes(self.path, self.category_ids, self.image_ids, report)
         except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             known = f"{error}" if type(error) is ValueError else f"an entry is odd: {error!r}"
             raise ValueError(f"{self.path} is not like COCO's files: {known}") from error
         self.classes = class_names(names, self.path)
-        self._boxes = self._fitting(boxes, broken)
+        self._boxes = self._fitting(boxes, broken, report)
         self._starts = np.searchsorted(self._boxes.pictures, np.arange(len(self) + 1))
         self._folder = _folder_of(self._pictures[0].name, files.places)
 
@@ -116,7 +127,7 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         index = range(len(self))[index]
         return slice(int(self._starts[index]), int(self._starts[index + 1]))
 
-    def _fitting(self, boxes: Boxes, broken: str) -> Boxes:
+    def _fitting(self, boxes: Boxes, broken: str, report: Report | None) -> Boxes:
         """Cut boxes at their pictures' edges; raise for those that are broken, or drop them."""
         height, width = np.array([picture.size for picture in self._pictures]).T[:, boxes.pictures]
         edges = np.stack([width, height, width, height], axis=1)
@@ -125,23 +136,27 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         good = np.asarray(inside.all(axis=1) & (cut[:, :2] < cut[:, 2:]).all(axis=1))
         if good.all():
             return boxes._replace(corners=cut)
-        bad = np.flatnonzero(~good)
-        count = f"{len(bad)} of the {len(good)} boxes in {self.path} are broken"
-        if broken == "raise":
-            raise ValueError(
-                f"{count}: {self._describe(boxes, int(bad[0]))}. Mend them, or leave them out "
-                f"with open_boxed(..., broken='drop')"
-            )
-        warnings.warn(f"{count}; they are left out", UserWarning, stacklevel=4)
+        bad: list[int] = np.flatnonzero(~good).tolist()
+        if report is not None:
+            for index in bad:
+                report(*self._describe(boxes, index))
+        else:
+            count = f"{len(bad)} of the {len(good)} boxes in {self.path} are broken"
+            if broken == "raise" or 2 * len(bad) > len(good):
+                raise ValueError(
+                    f"{count}: {self._describe(boxes, bad[0])[1]}. Mend them (`bridger data check` "
+                    f"says which), or leave out a few with open_boxed(..., broken='drop')"
+                )
+            warnings.warn(f"{count}; they are left out", UserWarning, stacklevel=4)
         return boxes._replace(corners=cut).of(good)
 
-    def _describe(self, boxes: Boxes, index: int) -> str:
-        """Say what is wrong with a box."""
+    def _describe(self, boxes: Boxes, index: int) -> tuple[str, str]:
+        """Return the kind of what is wrong with a box, and the box itself in words."""
         number = int(boxes.pictures[index])
         name, (height, width) = self._pictures[number]
         x0, y0, x1, y1 = boxes.corners[index].tolist()
         flat = not (x0 < x1 and y0 < y1)
-        return (
+        return FLAT if flat else OUTSIDE, (
             f"annotation {boxes.ids[index]} of image {self.image_ids[number]} ({name}, {width} x "
             f"{height} pixels) has the box [x, y, width, height] = "
             f"[{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}], which "
@@ -162,15 +177,21 @@ def _by_id(entries: Iterable[Any], what: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _read_boxes(path: Path, category_ids: Sequence[int], image_ids: Sequence[int]) -> Boxes:
+def _read_boxes(
+    path: Path, category_ids: Sequence[int], image_ids: Sequence[int], report: Report | None
+) -> Boxes:
     """Read all annotations; segmentations pass by."""
     categories = {id: label for label, id in enumerate(category_ids)}
     pictures = {id: number for number, id in enumerate(image_ids)}
     numbers, corners, areas = array("q"), array("d"), array("d")
     for entry in stream(path, "annotations.item"):
         x, y, width, height = entry["bbox"]
-        picture = _known(pictures, entry, "image_id", "images")
-        label = _known(categories, entry, "category_id", "categories")
+        try:
+            picture = _known(pictures, entry, "image_id", "images")
+            label = _known(categories, entry, "category_id", "categories")
+        except ValueError as error:
+            refuse(UNKNOWN_IDS, error, report)
+            continue
         numbers.extend((entry["id"], picture, label, bool(entry.get("iscrowd"))))
         corners.extend((x, y, x + width, y + height))
         area = entry.get("area")
@@ -225,7 +246,8 @@ def open_boxed(root: str | os.PathLike[str], split: str, broken: str = "raise") 
         split: "train", "val" and so on; with its year only where there are several of one.
             "valid", "validation" and so on are found as "val".
         broken: what to do with boxes without area, or that reach further out: "raise", or "drop"
-            them with a warning.
+            them with a warning. Where most are broken, that is an error all the same: they are
+            then boxes of another format.
 
     Raises:
         FileNotFoundError: there is no such folder, no such file in it, or no pictures.

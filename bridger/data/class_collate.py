@@ -173,6 +173,7 @@ class DetectionCollator(ClassCollator[BoxedPicture]):
     """
 
     def _find(self, picture: BoxedPicture, placement: Placement) -> dict[str, Tensor]:
+        picture.require_size(placement.size)
         boxes = boxes_in_input(torch.from_numpy(picture.boxes), placement)
         found = {
             "boxes": boxes,

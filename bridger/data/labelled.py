@@ -14,6 +14,22 @@ from torch.utils.data import Dataset
 
 from bridger.texts import ClassName
 
+Report = Callable[[str, str], None]
+"""Called with a kind of thing that is wrong, in the plural, and with one that is, and where."""
+
+
+def refuse(what: str, error: Exception, report: Report | None) -> None:
+    """Raise an error; or tell it to whoever wants to hear of all that is wrong.
+
+    Args:
+        what: the kind of thing, for the report.
+        error: the error.
+        report: called in place of raising.
+    """
+    if report is None:
+        raise error
+    report(what, str(error))
+
 
 @dataclass(frozen=True)
 class LabelledPicture:
@@ -78,6 +94,24 @@ class BoxedPicture(LabelledPicture):
     crowd: npt.NDArray[np.bool_]
     areas: npt.NDArray[np.float32]
     size: tuple[int, int]
+
+    def require_size(self, size: tuple[int, int]) -> None:
+        """Make sure that the picture is as large as the boxes were drawn for.
+
+        Args:
+            size: (h, w) of the file, turned as EXIF says.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if size == self.size:
+            return
+        turned = "; where EXIF turns a picture, size and boxes are those of the turned one"
+        raise ValueError(
+            f"{self.source}: {self.image_path} is {size[0]} x {size[1]}, but its boxes are for "
+            f"{self.size[0]} x {self.size[1]} (height x width)"
+            + (turned if size == self.size[::-1] else ": correct its size and boxes in the JSON")
+        )
 
 
 @dataclass(frozen=True)

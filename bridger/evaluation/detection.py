@@ -238,6 +238,7 @@ def evaluate_detection(
 
 def _case(picture: BoxedPicture, found: Any, size: tuple[int, int]) -> DetectionCase:
     """Set a picture's boxes beside those that were found."""
+    picture.require_size(size)
     true = zip(
         picture.boxes.tolist(),
         picture.labels.tolist(),

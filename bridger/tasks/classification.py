@@ -47,10 +47,9 @@ class Classification(ClassTask):
     def _open(self, root: Root, split: str) -> LabelledDataset[Any]:
         return open_classified(root, split)
 
-    def head_options(self, data: LabelledDataset[Any]) -> dict[str, Any]:
-        """Return the classes of the training split, and whether pictures show several of them."""
-        counts = {len(data.labels_of(index)) for index in range(len(data))}
-        return {**super().head_options(data), "multi_label": counts != {1}}
+    def head_options(self, data: Any) -> dict[str, Any]:
+        """Return the classes of the training split, and whether it is multi-label."""
+        return {**super().head_options(data), "multi_label": data.multi_label}
 
     def check(self, recipe: Recipe, data: LabelledDataset[Any], validation: Any) -> None:
         """Refuse a metric of the other kind of labels as well."""

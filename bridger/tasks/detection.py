@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 @register_task
 class Detection(ClassTask):
-    """Boxes around all objects of some classes."""
+    """Boxes around all objects of some classes.
+
+    Boxes that are broken are left out of every split, with a warning that counts them. COCO's own
+    training split has a few without area, which no run should end at; and a model could neither
+    learn nor find them, since no point lies in them and no box overlaps with them. A split to
+    judge on is opened by the same rule, so that a box which cannot be found is no miss.
+    `bridger data check` names them all.
+    """
 
     name = "detection"
     metrics = ("mAP", "mAP50", "mAP75", "mAP seen", "mAP unseen")
@@ -38,7 +45,7 @@ class Detection(ClassTask):
         return boxed_splits(root)
 
     def _open(self, root: Root, split: str) -> LabelledDataset[Any]:
-        return open_boxed(root, split)
+        return open_boxed(root, split, broken="drop")
 
     def _collator(
         self,
