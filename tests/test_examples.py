@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -47,9 +48,23 @@ def test_the_first_examples_are_short(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_pair_that_nothing_ever_aligned_trains(tmp_path: Path) -> None:
-    printed = run("mdetr_pair.py", "--steps", "1", "--size", "64", folder=tmp_path)
+    options = ("--steps", "1", "--size", "64", "--scenes", "1")
+    printed = run("mdetr_pair.py", *options, folder=tmp_path)
     assert "layer4 (4 of 4)" in printed and "encoder.layer.11 (12 of 12)" in printed
-    assert "step 1: loss" in printed
+    assert "step 1: loss" in printed and printed.count("IoU with the object") == 3
+    with Image.open(tmp_path / "mdetr.png") as found:
+        assert found.size == (512, 512)
+
+
+@pytest.mark.slow
+def test_several_heads_train_together_and_each_draws_what_it_found(tmp_path: Path) -> None:
+    printed = run("several_heads.py", "--steps", "1", folder=tmp_path)
+    assert "masks on expressions" in printed and "boxes on classes" in printed
+    losses = dict(re.findall(r"(\w+) (\d+\.\d+)", printed.split("step 1: loss ")[1]))
+    assert set(losses) == {"masks", "semantic", "boxes", "classes"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my-heads", "several_heads.png"]
+    with Image.open(tmp_path / "several_heads.png") as seen:
+        assert seen.width == 4 * 512
 
 
 def test_the_gallery_refuses_kinds_that_no_scene_has(tmp_path: Path) -> None:
