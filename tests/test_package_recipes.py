@@ -6,21 +6,23 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers_head_rows import CLASSES, ROWS
 from helpers_towers import fill, open_clip_resnet, open_clip_vit
 from torch import nn
 
 from bridger.data import PUBLISHED
 from bridger.evaluation.published import PUBLISHED_FIGURES
 from bridger.processing import Processor
+from bridger.texts import Texts
 from bridger.tiny_clip import TINY_ADAPTER, load_tiny_clip
 from bridger.training import Recipe, load_towers
 from bridger.training.recipe_files import FOLDER, recipe_names
 
 GOLDEN = Path(__file__).parent / "golden"
-HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
 SETS = {
     "refcoco": ("refcoco", 17),
     "refcoco+": ("refcoco+", 17),
@@ -79,15 +81,20 @@ def test_a_recipe_in_the_package_is_whole(name: str, tmp_path: Path) -> None:
 def test_a_recipe_builds_and_learns_on_small_towers_of_its_families(name: str) -> None:
     recipe = Recipe.preset(name)
     vision, text, words = small_towers(recipe.towers)
-    small = {key: value for key, value in recipe.head.items() if key != "width"}
-    model = recipe.replace(head={**small, **HEAD}).build(vision, text, words).train()
+    row = next(row for row in ROWS.values() if row.name == recipe.task)
+    small = {key: value for key, value in recipe.head.items() if key not in row.options}
+    model = recipe.replace(head={**small, **row.options}).build(vision, text, words).train()
     assert model.processor is not None
     asked = recipe.word_length or recipe.max_length
     assert model.processor.max_length == (asked or words.max_length)
     size = model.processor.image_size[0]
-    said = model.processor.text(["the owl on the left", "the small red car"])
-    pictures, masks = torch.randn(2, 3, size, size), torch.rand(2, size, size).round()
-    model(pictures, said["input_ids"], said["attention_mask"], labels=masks).loss.backward()
+    said: dict[str, Any] = model.processor.text(["the owl on the left", "the small red car"])
+    if row.classes:
+        said = Texts.of_classes(
+            model.processor, CLASSES, recipe.head.get("text_mode", "separate")
+        ).batch(2)
+    labels = row.labels(2, len(CLASSES) if row.classes else 1, (size, size))
+    model(torch.randn(2, 3, size, size), **said, labels=labels).loss.backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
     assert (model.encoder.bridgers is None) == (recipe.bridgers is None)

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from helpers_towers import PAIRS, open_clip_vit
-from test_package_recipes import HEAD, WORDS, processor
+from test_package_recipes import WORDS, processor
 from torch import nn
 from transformers import Trainer
 
 from bridger.training import Recipe, arguments
+
+HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
 
 # Files.
 

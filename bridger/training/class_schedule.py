@@ -69,7 +69,7 @@ def allowed(augment: Sequence[str], classes: Sequence[ClassName]) -> tuple[str, 
     for name in augment:
         if found := forbidding[name]:
             warnings.warn(
-                f"augment leaves out {name!r}: it would make the names of {len(found)} classes "
+                f"augment leaves out {name!r}, which would make {len(found)} of the class names "
                 f"wrong, such as {found[0]!r}",
                 UserWarning,
                 stacklevel=3,

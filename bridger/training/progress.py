@@ -61,7 +61,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def judging(self, done: int, total: int, so_far: float | None = None) -> None:
         """Show on the bar how far an evaluation is, and the headline of what is done."""
         if self.bar is not None:
-            told = "" if so_far is None else _figure(self.headline, so_far)
+            # nan: some figures take all pictures.
+            told = "" if so_far is None or math.isnan(so_far) else _figure(self.headline, so_far)
             figure = told and f", {self.headline} so far {told}"
             self._show(judging=f"judging {done}/{total}{figure}")
 
