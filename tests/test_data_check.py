@@ -15,7 +15,8 @@ from helpers_own_data import SIZE, compressed, read_lines, rectangle, write_line
 from PIL import Image
 
 from bridger.data import check_pictures, open_split
-from bridger.data.check import DataReport, Finding, check_data
+from bridger.data.check import check_data
+from bridger.data.check_report import DataReport, Finding
 from bridger.data.scenes import write_scenes
 from bridger.data.sheet import contact_sheet
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,24 @@ def share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
+
+
+def refuse_options(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse options that mean nothing for `args.task`.
+
+    Args:
+        args: where an option that was not given is None.
+        names: of its options.
+
+    Raises:
+        ValueError: some were given.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} mean{'s' * (len(given) == 1)} nothing with --task {args.task}: "
+            f"leave {'it' if len(given) == 1 else 'them'} out"
+        )
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

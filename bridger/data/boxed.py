@@ -16,7 +16,7 @@ from bridger.data.boxed_layouts import BoxedFiles, boxed_files
 from bridger.data.class_lists import class_names, split_names
 from bridger.data.instances import stream
 from bridger.data.label_layouts import pick_split, require_folder
-from bridger.data.labelled import BoxedPicture, LabelledDataset, Report, refuse
+from bridger.data.labelled import BoxedPicture, Complain, LabelledDataset, refuse
 
 BROKEN = ("raise", "drop")
 ROUNDING = 1.0  # pixels that a box may reach out of its picture
@@ -57,8 +57,7 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         split: name of the split.
         files: its files.
         broken: see `open_boxed`.
-        report: called with every annotation that is wrong, which is then left out; by default the
-            first one is raised, and `broken` says what becomes of boxes.
+        report: see `open_boxed`.
 
     Attributes:
         path: the JSON file, which pycocotools reads as well.
@@ -71,7 +70,7 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         split: str,
         files: BoxedFiles,
         broken: str = "raise",
-        report: Report | None = None,
+        report: Complain | None = None,
     ) -> None:
         if broken not in BROKEN:
             raise ValueError(f"broken={broken!r} is unknown: expected {' or '.join(BROKEN)}")
@@ -95,7 +94,7 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         self.classes = class_names(names, self.path)
         self._boxes = self._fitting(boxes, broken, report)
         self._starts = np.searchsorted(self._boxes.pictures, np.arange(len(self) + 1))
-        self._folder = _folder_of(self._pictures[0].name, files.places)
+        self._folder = _folder_of([picture.name for picture in self._pictures], files.places)
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -127,7 +126,7 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         index = range(len(self))[index]
         return slice(int(self._starts[index]), int(self._starts[index + 1]))
 
-    def _fitting(self, boxes: Boxes, broken: str, report: Report | None) -> Boxes:
+    def _fitting(self, boxes: Boxes, broken: str, report: Complain | None) -> Boxes:
         """Cut boxes at their pictures' edges; raise for those that are broken, or drop them."""
         height, width = np.array([picture.size for picture in self._pictures]).T[:, boxes.pictures]
         edges = np.stack([width, height, width, height], axis=1)
@@ -178,12 +177,13 @@ def _by_id(entries: Iterable[Any], what: str) -> dict[int, dict[str, Any]]:
 
 
 def _read_boxes(
-    path: Path, category_ids: Sequence[int], image_ids: Sequence[int], report: Report | None
+    path: Path, category_ids: Sequence[int], image_ids: Sequence[int], report: Complain | None
 ) -> Boxes:
     """Read all annotations; segmentations pass by."""
     categories = {id: label for label, id in enumerate(category_ids)}
     pictures = {id: number for number, id in enumerate(image_ids)}
     numbers, corners, areas = array("q"), array("d"), array("d")
+    entry: Any = None
     for entry in stream(path, "annotations.item"):
         x, y, width, height = entry["bbox"]
         try:
@@ -196,7 +196,7 @@ def _read_boxes(
         corners.extend((x, y, x + width, y + height))
         area = entry.get("area")
         areas.append(width * height if area is None else area)
-    if not areas:
+    if entry is None:
         raise ValueError('it has no "annotations", so no box in any picture')
     ids, of_pictures, labels, crowd = np.array(numbers).reshape(-1, 4).T
     if len(np.unique(ids)) < len(ids):
@@ -222,16 +222,19 @@ def _known(numbers: Mapping[int, int], entry: Mapping[str, Any], key: str, what:
     return numbers[entry[key]]
 
 
-def _folder_of(name: str, places: Sequence[Path]) -> Path:
-    """Return the folder that a picture, and with it all others, lies in."""
-    for place in places:
-        if (place / name).is_file():
-            return place
-    looked = "\n".join(f"  {place / name}" for place in places)
+def _folder_of(names: Sequence[str], places: Sequence[Path]) -> Path:
+    """Return the folder that all pictures lie in: where the first that is not missing does."""
+    for name in names:
+        for place in places:
+            if (place / name).is_file():
+                return place
+    looked = "\n".join(f"  {place / names[0]}" for place in places)
     raise FileNotFoundError(f"the pictures are missing; looked for the first one as\n{looked}")
 
 
-def open_boxed(root: str | os.PathLike[str], split: str, broken: str = "raise") -> COCOBoxes:
+def open_boxed(
+    root: str | os.PathLike[str], split: str, broken: str = "raise", report: Complain | None = None
+) -> COCOBoxes:
     """Open one split of a data set with boxes, from JSON files as COCO has them.
 
     Files are found as COCO unpacks (`annotations/instances_train2017.json` with `train2017/` or
@@ -248,6 +251,8 @@ def open_boxed(root: str | os.PathLike[str], split: str, broken: str = "raise") 
         broken: what to do with boxes without area, or that reach further out: "raise", or "drop"
             them with a warning. Where most are broken, that is an error all the same: they are
             then boxes of another format.
+        report: called with every annotation that is broken, or of an unknown picture or class,
+            which is then left out; by default the first one is raised.
 
     Raises:
         FileNotFoundError: there is no such folder, no such file in it, or no pictures.
@@ -255,7 +260,7 @@ def open_boxed(root: str | os.PathLike[str], split: str, broken: str = "raise") 
             unknown; class names are empty or stand twice; a box is broken.
     """
     root = require_folder(root)
-    return COCOBoxes(split, pick_split(boxed_files(root), split, root), broken)
+    return COCOBoxes(split, pick_split(boxed_files(root), split, root), broken, report)
 
 
 def boxed_splits(root: str | os.PathLike[str]) -> list[str]:

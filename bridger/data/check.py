@@ -1,99 +1,65 @@
-"""Looking a data set through before anything is trained on it."""
+"""Looking a data set of referring expressions through before anything is trained on it."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from bridger.data.base import ReferringDataset
 from bridger.data.catalog import PUBLISHED, data_sets, open_splits, published, the_only
-from bridger.data.check_pictures import DUPLICATED_IDS, PictureCheck, Remark
+from bridger.data.check_pictures import DUPLICATED_IDS, PictureCheck
+from bridger.data.check_report import (
+    LEAKS,
+    DataReport,
+    Findings,
+    Report,
+    SplitCounts,
+    in_threads,
+)
 from bridger.data.folder import OWN, ReferringFolder, folder_splits
 from bridger.data.mixed import leaks
 
-Report = Callable[[int, int], None]
 Splits = Mapping[str, ReferringDataset]
 
 UNREADABLE_SETS = "data sets that cannot be opened"
 WRONG_LINES = "wrong lines"
 EMPTY_SPLITS = "splits without a ref"
-LEAKS = "pictures of train in other splits"
 GOOGLE_LEAKS = "pictures of train in other splits, which is how Google split G-Ref"
 SHARED = "trains with pictures of another data set's splits, which mixed training leaves out"
-MISSING_SPLITS = "missing splits"
 OTHER_COUNTS = "splits with other counts than published"
-NOTES = {GOOGLE_LEAKS, SHARED, MISSING_SPLITS, OTHER_COUNTS}
-MOST_EXAMPLES = 3
+NOTES = {GOOGLE_LEAKS, SHARED, OTHER_COUNTS}
 CONTEXT = 77  # tokens, of CLIP's text towers
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One kind of thing that was found.
+class ReferringCounts(SplitCounts):
+    """How large a split of referring expressions is.
 
     Attributes:
-        what: a name for it in the plural.
-        count: how many there are.
-        examples: the first few, each with its split and what helps to find it.
-    """
-
-    what: str
-    count: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """How large a split is.
-
-    Attributes:
-        dataset: name of the data set.
-        split: name of the split.
         refs: number of refs.
         sentences: number of sentences.
-        pictures: number of different pictures.
         published: the published number of refs and of sentences; None where unknown.
     """
 
-    dataset: str
-    split: str
     refs: int
     sentences: int
-    pictures: int
     published: tuple[int | None, int | None] = (None, None)
 
-
-@dataclass(frozen=True)
-class DataReport:
-    """What `check_data` found.
-
-    Attributes:
-        root: the folder.
-        splits: every split of every data set in it.
-        problems: what has to be mended.
-        notes: what is worth knowing.
-        opened: the splits themselves, in the order of `splits`.
-    """
-
-    root: Path
-    splits: tuple[SplitCounts, ...]
-    problems: tuple[Finding, ...]
-    notes: tuple[Finding, ...]
-    opened: tuple[ReferringDataset, ...] = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values that JSON can hold."""
+    def columns(self) -> dict[str, str]:
+        """Return what a table shows of it."""
+        refs, sentences = ("" if count is None else str(count) for count in self.published)
         return {
-            "root": str(self.root),
-            "splits": list(map(asdict, self.splits)),
-            "problems": list(map(asdict, self.problems)),
-            "notes": list(map(asdict, self.notes)),
+            "data set": self.dataset,
+            "split": self.split,
+            "refs": str(self.refs),
+            "sentences": str(self.sentences),
+            "pictures": str(self.pictures),
+            "published refs": refs,
+            "published sentences": sentences,
         }
 
 
@@ -129,7 +95,7 @@ def check_data(
         if name != OWN:
             published(name)
     names = datasets or data_sets(root) or [the_only(root)]
-    findings = _Findings()
+    findings = Findings(set(NOTES))
     groups = {name: _open(Path(root), name, findings) for name in names}
     opened = [
         _Opened(name, split, split if len(groups) == 1 else f"{name} {split}", data)
@@ -164,42 +130,19 @@ class _Opened:
     data: ReferringDataset
 
     @cached_property
-    def counts(self) -> SplitCounts:
+    def counts(self) -> ReferringCounts:
         known = PUBLISHED[self.dataset].splits if self.dataset in PUBLISHED else {}
-        return SplitCounts(
+        return ReferringCounts(
             self.dataset,
             self.split,
+            len(set(self.data.picture_keys())),
             len(self.data),
             sum(self.data.sentence_counts()),
-            len(set(self.data.picture_keys())),
             known.get(self.split, (None, None)),
         )
 
 
-@dataclass
-class _Findings:
-    """Counts what is found, and keeps the first examples."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    notes: set[str] = field(default_factory=lambda: set(NOTES))
-
-    def add(self, what: str, example: str, count: int = 1) -> None:
-        self.counts[what] += count
-        kept = self.examples.setdefault(what, [])
-        if len(kept) < MOST_EXAMPLES:
-            kept.append(example)
-
-    def of(self, *, notes: bool) -> tuple[Finding, ...]:
-        """Return the notes or the problems, in the order in which they were found first."""
-        return tuple(
-            Finding(what, count, tuple(self.examples[what]))
-            for what, count in self.counts.items()
-            if (what in self.notes) == notes
-        )
-
-
-def _open(root: Path, name: str, findings: _Findings) -> dict[str, ReferringDataset]:
+def _open(root: Path, name: str, findings: Findings) -> dict[str, ReferringDataset]:
     """Open what can be opened."""
     if name == OWN:
         own: dict[str, ReferringDataset] = {}
@@ -219,14 +162,13 @@ def _open(root: Path, name: str, findings: _Findings) -> dict[str, ReferringData
         return {}
 
 
-def _find_missing_splits(name: str, splits: Splits, findings: _Findings) -> None:
+def _find_missing_splits(name: str, splits: Splits, findings: Findings) -> None:
     for split in PUBLISHED[name].splits if name in PUBLISHED else ("train", "val"):
         if split not in splits:
-            hint = ", by which training chooses what it keeps (or --validation none)"
-            findings.add(MISSING_SPLITS, f"{name} {split}{hint if split == 'val' else ''}")
+            findings.add_missing(split, f"{name} {split}")
 
 
-def _compare_counts(one: _Opened, findings: _Findings) -> None:
+def _compare_counts(one: _Opened, findings: Findings) -> None:
     """Compare the size of a split with the published one."""
     found = (one.counts.refs, one.counts.sentences)
     if not found[0]:
@@ -240,7 +182,7 @@ def _compare_counts(one: _Opened, findings: _Findings) -> None:
         )
 
 
-def _find_leaks(one: _Opened, train: ReferringDataset | None, findings: _Findings) -> None:
+def _find_leaks(one: _Opened, train: ReferringDataset | None, findings: Findings) -> None:
     """Find pictures of a split that the same data set's training has too."""
     if train is None or train is one.data:
         return
@@ -249,7 +191,7 @@ def _find_leaks(one: _Opened, train: ReferringDataset | None, findings: _Finding
         findings.add(what, f"{one.label}: {key}")
 
 
-def _find_shared(train: _Opened, opened: Sequence[_Opened], findings: _Findings) -> None:
+def _find_shared(train: _Opened, opened: Sequence[_Opened], findings: Findings) -> None:
     """Find pictures of a training split that other data sets have in another split."""
     others = [o.data for o in opened if o.dataset != train.dataset and o.split != "train"]
     for name, count in leaks(train.data, others).items():
@@ -260,7 +202,7 @@ def _check_pictures(
     opened: Sequence[_Opened],
     max_length: int | None,
     decode: bool,
-    findings: _Findings,
+    findings: Findings,
     report: Report | None,
 ) -> None:
     check = PictureCheck(decode)
@@ -269,9 +211,9 @@ def _check_pictures(
         known = PUBLISHED[one.dataset].word_length if one.dataset in PUBLISHED else None
         look = partial(check, one.data, label=one.label, limit=max_length or known or CONTEXT)
         ids = Counter[int]()
-        for remarks, ref_ids in _in_threads(look, one.data.pictures()):
+        for remarks, ref_ids in in_threads(look, one.data.pictures()):
             for remark in remarks:
-                _note(remark, findings)
+                findings.remark(remark)
             ids.update(ref_ids)
             done += 1
             if report is not None:
@@ -279,18 +221,3 @@ def _check_pictures(
         for ref_id, count in ids.items():
             if count > 1:
                 findings.add(DUPLICATED_IDS, f"{one.label} ref {ref_id}: {count} times")
-
-
-def _note(remark: Remark, findings: _Findings) -> None:
-    findings.add(remark.what, remark.example)
-    if remark.note:
-        findings.notes.add(remark.what)
-
-
-def _in_threads(work: Callable[[list[int]], Any], items: list[list[int]]) -> Iterator[Any]:
-    """Map in threads, as Pillow decodes without Python's lock; Ctrl-C need not wait for all."""
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        yield from pool.map(work, items)
-    finally:
-        pool.shutdown(cancel_futures=True)

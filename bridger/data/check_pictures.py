@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bridger.data.base import ReferringDataset, Sample
+from bridger.data.check_report import Remark
 from bridger.data.masks import Box, MaskFile, Segments, picture_size
 from bridger.pictures import read_picture
 from bridger.words import OpenClipWords
@@ -30,31 +30,48 @@ DUPLICATED_SENTENCES = "sentences that are there twice for a picture"
 LEAST_SIDE = 16
 
 
-@dataclass(frozen=True)
-class Remark:
-    """Something that was found.
-
-    Attributes:
-        what: which kind of thing.
-        example: where, and what helps to mend it.
-        note: whether it is only worth knowing.
-    """
-
-    what: str
-    example: str
-    note: bool = False
-
-
-class PictureCheck:
-    """Looks through pictures; a file that several splits have is read once.
+class PictureReader:
+    """Reads pictures; a file that several splits have is read once.
 
     Args:
-        decode: read pictures whole, and not only their heads.
+        decode: read them whole, and not only their heads.
+
+    Attributes:
+        sizes: (h, w) of every picture that was read, None of those that cannot be.
     """
 
     def __init__(self, decode: bool) -> None:
         self.decode = decode
         self.sizes: dict[Path, tuple[int, int] | None] = {}
+
+    def read(self, place: str, path: Path) -> Iterator[Remark]:
+        """Read a picture, and yield what is wrong with it.
+
+        Args:
+            place: where it belongs, for examples.
+            path: its file.
+        """
+        size: tuple[int, int] | None = None
+        if not path.is_file():
+            hint = "; write / between folders" if "\\" in str(path) else ""
+            yield Remark(MISSING, f"{place}: {path}{hint}")
+        else:
+            try:
+                height, width = read_picture(path).shape[1:] if self.decode else picture_size(path)
+            except Exception as error:
+                yield Remark(BROKEN, f"{place}: {error}")
+            else:
+                size = (height, width)
+                if min(size) < LEAST_SIDE:
+                    yield Remark(TINY, f"{place}: {path} is {height} x {width}", note=True)
+        self.sizes[path] = size  # last, as other threads look here
+
+
+class PictureCheck(PictureReader):
+    """Looks through pictures of referring expressions; arguments as of `PictureReader`."""
+
+    def __init__(self, decode: bool) -> None:
+        super().__init__(decode)
         self.words = OpenClipWords.load(Path(), {})
 
     def __call__(
@@ -85,7 +102,7 @@ class PictureCheck:
         for place, sample in samples:
             path = sample.image_path
             if path not in self.sizes:
-                remarks += self._read(place, path)
+                remarks += self.read(place, path)
             size = self.sizes[path]
             if size is not None and path not in looked_at:
                 remarks += _compare_sizes(place, sample, size)
@@ -105,22 +122,6 @@ class PictureCheck:
         # A picture that was looked at before is remarked on no more.
         readable = bool(ids) and self.sizes[data[index].image_path] is not None
         return readable and all(remark.note for remark in remarks)
-
-    def _read(self, place: str, path: Path) -> Iterator[Remark]:
-        size: tuple[int, int] | None = None
-        if not path.is_file():
-            hint = "; write / between folders" if "\\" in str(path) else ""
-            yield Remark(MISSING, f"{place}: {path}{hint}")
-        else:
-            try:
-                height, width = read_picture(path).shape[1:] if self.decode else picture_size(path)
-            except Exception as error:
-                yield Remark(BROKEN, f"{place}: {error}")
-            else:
-                size = (height, width)
-                if min(size) < LEAST_SIDE:
-                    yield Remark(TINY, f"{place}: {path} is {height} x {width}", note=True)
-        self.sizes[path] = size  # last, as other threads look here
 
     def _check_sentences(self, place: str, sample: Sample, limit: int) -> Iterator[Remark]:
         if not sample.sentences:

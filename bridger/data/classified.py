@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,16 @@ from bridger.data.label_layouts import (
     pictures_below,
     require_folder,
 )
-from bridger.data.labelled import ClassifiedPicture, LabelledDataset
+from bridger.data.labelled import ClassifiedPicture, Complain, LabelledDataset, refuse
 
 EXPECTED = """{root} holds no pictures with classes; expected one of these layouts:
   {root}/train/owl/a.jpg: a folder for each class, with pictures in it
   {root}/train.csv with the columns image and label, or image and labels with ; between them
 and, in both, {root}/classes.txt where classes should be in another order or have other names"""
 _SEVERAL = ";"
+UNKNOWN_CLASSES = "classes that are not in the list of classes"
+EMPTY_FOLDERS = "classes whose folder holds no picture"
+WRONG_ROWS = "wrong rows of tables"
 
 
 class Row(NamedTuple):
@@ -76,7 +79,9 @@ class ClassifiedPictures(LabelledDataset[ClassifiedPicture]):
         return self._labels[index]
 
 
-def open_classified(root: str | os.PathLike[str], split: str) -> ClassifiedPictures:
+def open_classified(
+    root: str | os.PathLike[str], split: str, report: Complain | None = None
+) -> ClassifiedPictures:
     """Open one split of a data set for classification; which layout it is in is seen.
 
     - Folders: `<split>/<class>/x.jpg`, any format, inner folders as well.
@@ -93,6 +98,8 @@ def open_classified(root: str | os.PathLike[str], split: str) -> ClassifiedPictu
     Args:
         root: the folder.
         split: "train", "val" and so on; "valid", "validation" and so on are found as "val".
+        report: called with every row, class and folder that is wrong, which is then left out; by
+            default the first one is raised.
 
     Raises:
         FileNotFoundError: there is no such folder, or it is in neither layout.
@@ -102,17 +109,16 @@ def open_classified(root: str | os.PathLike[str], split: str) -> ClassifiedPictu
     root = require_folder(root)
     places = _places(root)
     place = pick_split(places, split, root)
-    every = _classes(root, places.values())
+    every = _classes(root, places.values(), report)
     some = classes_of_split(root, split, every)
     if place.is_dir():
-        folders = [name for name, _ in folders_in(place)]
-        some.require(folders, place)
-        return ClassifiedPictures(split, place, _in_folders(place, folders), some, False)
-    rows, multi_label = _read_table(place)
-    keys = {key: line for line, row in reversed(rows.items()) for key in row.keys}
-    for key, line in keys.items():
-        some.require([key], f"{place}, line {line}")
-    return ClassifiedPictures(split, root, list(rows.values()), some, multi_label)
+        names = _known({name: place for name, _ in folders_in(place)}, some, report)
+        return ClassifiedPictures(split, place, _in_folders(place, names, report), some, False)
+    rows, multi_label = _read_table(place, report)
+    lines = {key: line for line, row in reversed(rows.items()) for key in row.keys}
+    known = set(_known({key: f"{place}, line {line}" for key, line in lines.items()}, some, report))
+    kept = [row for row in rows.values() if known.issuperset(row.keys)]
+    return ClassifiedPictures(split, root, kept, some, multi_label)
 
 
 def classified_splits(root: str | os.PathLike[str]) -> list[str]:
@@ -135,7 +141,7 @@ def _places(root: Path) -> dict[str, Path]:
     raise FileNotFoundError(EXPECTED.format(root=root))
 
 
-def _classes(root: Path, places: Iterable[Path]) -> ClassList:
+def _classes(root: Path, places: Iterable[Path], report: Complain | None) -> ClassList:
     """Return the classes of the whole data set."""
     if (path := root / CLASSES_FILE).is_file():
         return read_class_list(path)
@@ -144,43 +150,57 @@ def _classes(root: Path, places: Iterable[Path]) -> ClassList:
         if place.is_dir():
             keys |= {name for name, _ in folders_in(place)}
         else:
-            keys |= {key for row in _read_table(place)[0].values() for key in row.keys}
+            # Whoever hears of wrong rows does so where the split itself is opened.
+            rows = _read_table(place, report and (lambda *_: None))[0]
+            keys |= {key for row in rows.values() for key in row.keys}
     return ClassList.of_keys(sorted(keys), root)
 
 
-def _in_folders(place: Path, keys: Sequence[str]) -> list[Row]:
+def _known(
+    keys: Mapping[str, Path | str], classes: ClassList, report: Complain | None
+) -> list[str]:
+    """Return those of some keys that are classes, in order; where each was found is for errors."""
+    for key, place in keys.items():
+        try:
+            classes.require([key], place)
+        except ValueError as error:
+            refuse(UNKNOWN_CLASSES, error, report)
+    known = set(classes.keys)
+    return [key for key in keys if key in known]
+
+
+def _in_folders(place: Path, keys: Iterable[str], report: Complain | None) -> list[Row]:
     """Return the pictures below a split's folder, by class."""
     rows: list[Row] = []
     for key in keys:
         found = pictures_below(place / key)
         if not found:
-            raise ValueError(
-                f"there are no pictures in {place / key}: fill the folder, or remove it"
-            )
+            wrong = f"there are no pictures in {place / key}: fill the folder, or remove it"
+            refuse(EMPTY_FOLDERS, ValueError(wrong), report)
         rows += [Row(f"{key}/{name}", (key,)) for name in found]
     return rows
 
 
-def _read_table(path: Path) -> tuple[dict[int, Row], bool]:
+def _read_table(path: Path, report: Complain | None) -> tuple[dict[int, Row], bool]:
     """Return each picture of a table and its classes, by line, and whether it is multi-label."""
     rows: dict[int, Row] = {}
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             column = _label_column(path, reader.fieldnames or ())
             for row in reader:
-                image, text = row["image"], row[column]
-                where = f"{path}, line {reader.line_num}"
-                if not image or text is None:
-                    raise ValueError(f"{where}: expected an image and its {column}, found {row}")
-                if image in seen:
-                    raise ValueError(f"{where}: {image} was in line {seen[image]} already")
-                seen[image] = reader.line_num
-                rows[reader.line_num] = Row(image, _labels_in(text, column, where))
+                try:
+                    found = _read_row(row, column, lines)
+                except ValueError as error:
+                    wrong = ValueError(f"{path}, line {reader.line_num}: {error}")
+                    refuse(WRONG_ROWS, wrong, report)
+                    continue
+                rows[reader.line_num] = found
+                lines[found.name] = reader.line_num
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a table in UTF-8 ({error})") from error
-    if not rows:
+    if not rows and report is None:
         raise ValueError(f"{path} has no line with a picture")
     return rows, column == "labels"
 
@@ -195,11 +215,17 @@ def _label_column(path: Path, columns: Sequence[str]) -> str:
     return found[0]
 
 
-def _labels_in(text: str, column: str, where: str) -> tuple[str, ...]:
+def _read_row(row: Mapping[str, str | None], column: str, lines: Mapping[str, int]) -> Row:
+    """Check a row of a table, given the lines of the pictures above it."""
+    image, text = row["image"], row[column]
+    if not image or text is None:
+        raise ValueError(f"expected an image and its {column}, found {row}")
+    if image in lines:
+        raise ValueError(f"{image} was in line {lines[image]} already")
     keys = tuple(key.strip() for key in text.split(_SEVERAL) if key.strip())
     if column == "label" and len(keys) != 1:
         raise ValueError(
-            f"{where}: expected one class, found {text!r}; where pictures may show several, or "
-            f"none, call the column labels"
+            f"expected one class, found {text!r}; where pictures may show several, or none, call "
+            f"the column labels"
         )
-    return keys
+    return Row(image, keys)

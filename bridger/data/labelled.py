@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 from bridger.texts import ClassName
 
-Report = Callable[[str, str], None]
+Complain = Callable[[str, str], None]
 """Called with a kind of thing that is wrong, in the plural, and with one that is, and where."""
 
 
-def refuse(what: str, error: Exception, report: Report | None) -> None:
+def refuse(what: str, error: Exception, report: Complain | None) -> None:
     """Raise an error; or tell it to whoever wants to hear of all that is wrong.
 
     Args:

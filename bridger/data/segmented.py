@@ -12,11 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bridger.data.label_layouts import require_folder
-from bridger.data.labelled import LabelledDataset, SegmentedPicture
+from bridger.data.labelled import Complain, LabelledDataset, SegmentedPicture
 from bridger.data.masks import picture_size
 from bridger.data.segmented_layouts import Numbers, SegmentedFiles, find_layout
 
 _NUMBERED = frozenset(("1", "L", "P", "I", "I;16"))  # Pillow's modes of one whole number
+
+
+class OtherSizeError(ValueError):
+    """A label map is of another size than its picture."""
+
+
+class UnknownNumbersError(ValueError):
+    """A label map holds numbers of no class."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class LabelMap:
         """Read (h, w) labels; see `SegmentedPicture.labels`."""
         values = self._read()
         if values.shape != (size := picture_size(self.image_path)):
-            raise ValueError(
+            raise OtherSizeError(
                 f"the label map {self.path} is {values.shape} but its picture {self.image_path} "
                 f"is {size} (height, width): save the map at the picture's size, unsmoothed"
             )
@@ -57,7 +65,7 @@ class LabelMap:
         occurring: list[int] = np.flatnonzero(np.bincount(values.ravel())).tolist()
         known = self.numbers.labels
         if unknown := [number for number in occurring if number not in known]:
-            raise ValueError(
+            raise UnknownNumbersError(
                 f"the label map {self.path} holds {unknown[:5]}, but {self.numbers.path} has no "
                 f"class of {'this number' if len(unknown) == 1 else 'these numbers'} among its "
                 f"{len(self.numbers.classes)}: add it there, or write 255 for what is not to count"
@@ -126,7 +134,9 @@ class SegmentedFolder(LabelledDataset[SegmentedPicture]):
         return [path.relative_to(folder).as_posix() for path, _ in self._files.pairs]
 
 
-def open_segmented(root: str | os.PathLike[str], split: str) -> SegmentedFolder:
+def open_segmented(
+    root: str | os.PathLike[str], split: str, report: Complain | None = None
+) -> SegmentedFolder:
     """Open one split of a data set with label maps; which layout it is in is seen.
 
     - Folders: `images/<split>/x.jpg` (any format, inner folders as well), `labels/<split>/x.png`
@@ -146,6 +156,8 @@ def open_segmented(root: str | os.PathLike[str], split: str) -> SegmentedFolder:
         root: the folder.
         split: "train", "val" and so on; "training", "valid", "validation" and "testing" are found
             as "train", "val" and "test".
+        report: called with every picture and label map of which the other is missing, which are
+            then left out; by default the first one is raised.
 
     Raises:
         FileNotFoundError: there is no such folder, it is in none of the layouts, or a picture or
@@ -155,7 +167,7 @@ def open_segmented(root: str | os.PathLike[str], split: str) -> SegmentedFolder:
     layout = find_layout(require_folder(root))
     if split not in (splits := layout.splits()):
         raise ValueError(f"{root} has no split {split!r}, it has {', '.join(splits)}")
-    return SegmentedFolder(split, layout.files(split))
+    return SegmentedFolder(split, layout.files(split, report))
 
 
 def segmented_splits(root: str | os.PathLike[str]) -> list[str]:

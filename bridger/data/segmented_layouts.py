@@ -22,6 +22,7 @@ from bridger.data.class_lists import (
 )
 from bridger.data.folder import OWN
 from bridger.data.label_layouts import by_split, folders_in, has_usual, pictures_below
+from bridger.data.labelled import Complain, refuse
 from bridger.labels import BACKGROUND, IGNORE
 
 VOC_CLASSES = (
@@ -30,6 +31,7 @@ VOC_CLASSES = (
 ).split(", ")
 _VOC_FOLDER = re.compile(r"VOC\d{4}\w*")
 VOID, WIDE_VOID = 255, 65535
+UNPAIRED = "pictures without a label map, or label maps without a picture"
 
 EXPECTED = """{root} holds no pictures with label maps; expected one of these layouts:
   {root}/images/train/a.jpg and so on, {root}/labels/train/a.png with the number of a class in \
@@ -106,8 +108,12 @@ class Layout(ABC):
         """Return the names of the splits; none where the folder is something else."""
 
     @abstractmethod
-    def files(self, split: str) -> SegmentedFiles:
+    def files(self, split: str, report: Complain | None = None) -> SegmentedFiles:
         """Find the files of one of the splits.
+
+        Args:
+            split: name of the split.
+            report: see `bridger.data.open_segmented`.
 
         Raises:
             FileNotFoundError, ValueError: some are missing, or are no good.
@@ -122,12 +128,13 @@ class OwnFolder(Layout):
         found = list(self._places())
         return found if has_usual(found) else []
 
-    def files(self, split: str) -> SegmentedFiles:
+    def files(self, split: str, report: Complain | None = None) -> SegmentedFiles:
         """Pair pictures with label maps; `classes_<split>.txt` may narrow the classes."""
         every = read_class_list(self.root / CLASSES_FILE)
         numbers = Numbers.of_lines(every, classes_of_split(self.root, split, every))
         labels = self._places()[split]
-        return SegmentedFiles(OWN, _pair(self.root / "images" / labels.name, labels), numbers)
+        pairs = _pair(self.root / "images" / labels.name, labels, report)
+        return SegmentedFiles(OWN, pairs, numbers)
 
     def _places(self) -> dict[str, Path]:
         return by_split(folders_in(self.root / "labels"))
@@ -140,14 +147,14 @@ class ADE20K(Layout):
         """Return train and val."""
         return list(self._places()) if self._classes.is_file() else []
 
-    def files(self, split: str) -> SegmentedFiles:
+    def files(self, split: str, report: Complain | None = None) -> SegmentedFiles:
         """Pair pictures with label maps."""
         annotations = self._places()[split]
         pictures = self._folder / "images" / annotations.name
         names = class_names(list(map(split_names, self._read_names())), self._classes)
         labels = {0: IGNORE, **{index + 1: index for index in range(len(names))}}
         numbers = Numbers(names, labels, self._classes)
-        return SegmentedFiles("ade20k", _pair(pictures, annotations), numbers)
+        return SegmentedFiles("ade20k", _pair(pictures, annotations, report), numbers)
 
     @property
     def _folder(self) -> Path:
@@ -180,16 +187,21 @@ class VOC(Layout):
         """Return those with a list of pictures: train, val, trainval."""
         return list(self._lists())
 
-    def files(self, split: str) -> SegmentedFiles:
+    def files(self, split: str, report: Complain | None = None) -> SegmentedFiles:
         """Pair the pictures of a split's list with their label maps."""
         path = self._lists()[split]
         folder = path.parents[2]
         pictures, maps = folder / "JPEGImages", folder / "SegmentationClass"
-        pairs = [(pictures / f"{n}.jpg", maps / f"{n}.png") for n in read_lines(path) if n]
         have = {place: set(os.listdir(place)) for place in (pictures, maps) if place.is_dir()}
-        for file in (file for pair in pairs for file in pair):
-            if file.name not in have.get(file.parent, ()):
-                raise FileNotFoundError(f"{path} names {file.stem!r}, but there is no {file}")
+        pairs: list[tuple[Path, Path]] = []
+        for name in filter(None, read_lines(path)):
+            pair = (pictures / f"{name}.jpg", maps / f"{name}.png")
+            missing = [file for file in pair if file.name not in have.get(file.parent, ())]
+            if missing:
+                wrong = f"{path} names {name!r}, but there is no {missing[0]}"
+                refuse(UNPAIRED, FileNotFoundError(wrong), report)
+            else:
+                pairs.append(pair)
         labels = {0: BACKGROUND, VOID: IGNORE}
         labels |= {number: index for index, number in enumerate(range(1, len(VOC_CLASSES) + 1))}
         numbers = Numbers(tuple(VOC_CLASSES), labels, folder)
@@ -215,7 +227,7 @@ def _segmentation_lists(folder: Path) -> list[tuple[str, Path]]:
     return [(path.stem, path) for path in lists if there and path.stem != "test"]
 
 
-def _pair(pictures: Path, labels: Path) -> tuple[tuple[Path, Path], ...]:
+def _pair(pictures: Path, labels: Path, report: Complain | None) -> tuple[tuple[Path, Path], ...]:
     """Find the label map of every picture, which has the picture's name and ends in .png."""
     of_stem: dict[str, str] = {}
     for name in pictures_below(pictures):
@@ -227,17 +239,19 @@ def _pair(pictures: Path, labels: Path) -> tuple[tuple[Path, Path], ...]:
     for stem, name in of_stem.items():
         if maps.get(stem) != f"{stem}.png":
             lossy = f"; {maps[stem]} is no PNG, which numbers need" if stem in maps else ""
-            raise FileNotFoundError(
-                f"{pictures / name} has no label map {labels / stem}.png{lossy}"
-            )
-    if lonely := sorted(set(maps) - set(of_stem)):
-        raise FileNotFoundError(
-            f"{labels / maps[lonely[0]]} is the label map of a picture that is not in {pictures}"
-            + f"; nor are those of {len(lonely) - 1} others" * (len(lonely) > 1)
-        )
+            wrong = f"{pictures / name} has no label map {labels / stem}.png{lossy}"
+            refuse(UNPAIRED, FileNotFoundError(wrong), report)
+    for stem in sorted(set(maps) - set(of_stem)):
+        wrong = f"{labels / maps[stem]} is the label map of a picture that is not in {pictures}"
+        refuse(UNPAIRED, FileNotFoundError(wrong), report)
     if not of_stem:
         raise FileNotFoundError(f"there are no pictures in {pictures}")
-    return tuple((pictures / name, labels / f"{stem}.png") for stem, name in of_stem.items())
+    paired = ((name, f"{stem}.png") for stem, name in of_stem.items())
+    return tuple(
+        (pictures / name, labels / file)
+        for name, file in paired
+        if report is None or (labels / file).is_file()
+    )
 
 
 def find_layout(root: Path) -> Layout:

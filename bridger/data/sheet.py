@@ -1,4 +1,4 @@
-"""A contact sheet: some refs of every split on one picture, to see that masks and words fit."""
+"""A contact sheet: some pictures of every split on one, to see that labels and words fit them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from bridger.data.base import ReferringDataset, Sample
-from bridger.pictures import read_picture
-from bridger.predictions import Prediction
+from bridger.data.sheet_tiles import PALE, SIDE, Split, Tile, Word, draw_tile, in_words
 
 COLUMNS = 6
-TILE, MARGIN, LINE = 256, 10, 18  # pixels
+MARGIN, LINE = 10, 18  # pixels
 LETTERS = 14
 MOST_LINES = 3
-GROUND, INK, LABEL, FAULT = (24, 26, 30), (240, 240, 240), (150, 156, 166), (255, 120, 100)
+GROUND, FAULT = (24, 26, 30), (255, 120, 100)
 
 
-def contact_sheet(
-    splits: Sequence[ReferringDataset], *, count: int = 24, seed: int = 0
-) -> Image.Image:
-    """Draw refs by chance, about as many of every split, each with its mask and one sentence.
+def contact_sheet(splits: Sequence[Split], *, count: int = 24, seed: int = 0) -> Image.Image:
+    """Draw entries by chance, about as many of every split, each with what is said of it.
 
-    What cannot be read is drawn as a message in its place.
+    That is the mask and one sentence of a ref; the regions of a label map and, in their colours,
+    the names of the classes; boxes with names; or the classes of a picture. What cannot be read is
+    drawn as a message in its place.
 
     Args:
         splits: what to draw from.
-        count: how many refs at most.
-        seed: another seed, other refs.
+        count: how many entries at most.
+        seed: another seed, other entries.
     """
     chosen = list(_choose(splits, count, random.Random(f"sheet/{seed}")))
     several = len({split.name for split in splits}) > 1
-    cell = (TILE + MARGIN, TILE + (1 + MOST_LINES) * LINE + 2 * MARGIN)
+    cell = (SIDE + MARGIN, SIDE + (1 + MOST_LINES) * LINE + 2 * MARGIN)
     columns = max(1, min(COLUMNS, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
     sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), GROUND)
@@ -44,14 +41,14 @@ def contact_sheet(
             MARGIN + number % columns * cell[0],
             MARGIN + number // columns * cell[1],
         )
-        _tile(sheet, corner, name, split, index, rng)
+        _paste(sheet, corner, name, _tile(split, index, rng))
     return sheet
 
 
 def _choose(
-    splits: Sequence[ReferringDataset], count: int, rng: random.Random
-) -> Iterator[tuple[ReferringDataset, int, random.Random]]:
-    """Draw refs; what a split is too small for, larger ones get."""
+    splits: Sequence[Split], count: int, rng: random.Random
+) -> Iterator[tuple[Split, int, random.Random]]:
+    """Draw entries; what a split is too small for, larger ones get."""
     shares = [0] * len(splits)
     smallest_first = sorted(range(len(splits)), key=lambda i: len(splits[i]))
     for place, i in enumerate(smallest_first):
@@ -61,54 +58,46 @@ def _choose(
             yield split, index, rng
 
 
-def _tile(
-    sheet: Image.Image,
-    corner: tuple[int, int],
-    name: str,
-    split: ReferringDataset,
-    index: int,
-    rng: random.Random,
-) -> None:
-    label, ink = f"{name} number {index}", INK
+def _tile(split: Split, index: int, rng: random.Random) -> Tile:
     try:
-        sample = split[index]
-        label, text = f"{name} ref {sample.ref_id}", rng.choice(sample.sentences)
-        picture: Any = _overlay(sample)
+        return draw_tile(split, index, rng)
     # Broken data is what a sheet is drawn to see.
     except Exception as error:
-        picture, text, ink = Image.new("RGB", (TILE, TILE), GROUND), str(error), FAULT
+        nothing = Image.new("RGB", (SIDE, SIDE), GROUND)
+        return Tile(nothing, in_words(str(error), FAULT), f"number {index}")
+
+
+def _paste(sheet: Image.Image, corner: tuple[int, int], name: str, tile: Tile) -> None:
     x, y = corner
-    sheet.paste(picture, (x + (TILE - picture.width) // 2, y + (TILE - picture.height) // 2))
+    middle = (x + (SIDE - tile.picture.width) // 2, y + (SIDE - tile.picture.height) // 2)
+    sheet.paste(tile.picture, middle)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LETTERS)
-    for row, (line, colour) in enumerate(
-        [(label, LABEL), *((line, ink) for line in _wrap(text, font))]
-    ):
-        pen.text((x, y + TILE + MARGIN // 2 + row * LINE), line, colour, font)
+    label = _label(name, tile.label, font)
+    for row, line in enumerate([[(label, PALE)], *_wrap(tile.words, font)]):
+        left = float(x)
+        for word, colour in line:
+            pen.text((left, y + SIDE + MARGIN // 2 + row * LINE), word, colour, font)
+            left += font.getlength(f"{word} ")
 
 
-def _overlay(sample: Sample) -> Image.Image:
-    """Draw a mask on its picture, both brought to the size of a tile first: that is quick."""
-    picture = Image.fromarray(read_picture(sample.image_path).permute(1, 2, 0).numpy())
-    mask = Image.fromarray(sample.mask * 255)
-    if mask.size != picture.size:
-        raise ValueError(f"the mask is {mask.size}, the picture {picture.size} (width, height)")
-    picture = ImageOps.contain(picture, (TILE, TILE), Image.Resampling.BICUBIC)
-    mask = mask.resize(picture.size, Image.Resampling.BOX)
-    found = Prediction.from_probabilities(np.asarray(mask, dtype=np.float32)[None] / 255, 0.5)
-    return found.overlay(picture, least_side=TILE)
+def _label(split: str, entry: str, font: Any) -> str:
+    """Write what is drawn in a tile's width; file names are cut in front, as their ends differ."""
+    label = f"{split} {entry}"
+    for cut in range(len(entry)):
+        if font.getlength(label) <= SIDE:
+            break
+        label = f"{split} ...{entry[cut:]}"
+    return label
 
 
-def _wrap(text: str, font: Any) -> list[str]:
-    """Break a sentence into lines of a tile's width; the last one ends in dots if more follows."""
-    lines, rest = [""], text.split()
-    while rest:
-        longer = f"{lines[-1]} {rest[0]}".strip()
-        if font.getlength(longer) <= TILE or not lines[-1]:
-            lines[-1] = longer
-            rest.pop(0)
-        else:
-            lines.append("")
+def _wrap(words: Sequence[Word], font: Any) -> list[list[Word]]:
+    """Break words into lines of a tile's width; the last one ends in dots if more follows."""
+    lines: list[list[Word]] = [[]]
+    for word in words:
+        if lines[-1] and font.getlength(" ".join(w for w, _ in [*lines[-1], word])) > SIDE:
+            lines.append([])
+        lines[-1].append(word)
     kept = lines[:MOST_LINES]
     if len(lines) > MOST_LINES:
-        kept[-1] += " ..."
+        kept[-1].append(("...", PALE))
     return kept

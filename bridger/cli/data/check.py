@@ -7,22 +7,28 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import Counter, check_picture, say, whole, write_json
+from bridger.cli.base import Counter, check_picture, refuse_options, say, whole, write_json
+from bridger.cli.data.scenes import LABELLED, REFERRING
 
 if TYPE_CHECKING:
-    from bridger.data.check import DataReport, Finding, SplitCounts
+    from bridger.data.check_report import DataReport, Finding, SplitCounts
 
 HELP = "say what is in a folder of data, and find what is wrong with it; exit code 1 then"
 EXAMPLES = """\
   bridger data check my-data
   bridger data check my-data --sheet sheet.png --json report.json
   bridger data check coco --dataset refcoco refcocog
+  bridger data check coco --task detection --quick
 
-a folder of your own has a file for every split, DIR/train.jsonl and DIR/val.jsonl at least, with
-lines such as
+a folder of referring expressions of your own has a file for every split, DIR/train.jsonl and
+DIR/val.jsonl at least, with lines such as
   {"image": "pictures/a.jpg", "sentence": "the dog on the left", "mask": "masks/a.png"}
 "sentences": ["...", "..."] says several things of one object; in place of "mask" there can be
 "polygons": [[x0, y0, x1, y1, ...]], "box": [x0, y0, x1, y1], COCO's "segmentation", or "none": true
+
+other tasks: label maps in DIR/labels/train beside DIR/images/train, COCO's JSON files in
+DIR/annotations, or a folder for each class in DIR/train; `--task NAME` on an empty folder tells all
+layouts of a task
 """
 
 
@@ -32,16 +38,25 @@ def register(parser: argparse.ArgumentParser) -> None:
         "data",
         type=Path,
         metavar="DIR",
-        help="folder of a published data set, or of your own with DIR/train.jsonl and so on",
+        help="folder of a published data set, or of your own",
     )
     parser.add_argument(
-        "--dataset", nargs="+", metavar="NAME", help="which (default: all that are there)"
+        "--task",
+        choices=[*REFERRING, *LABELLED],
+        help="what the data are for (default: referring, where such data are there, else the only "
+        "task that there are data of)",
     )
     parser.add_argument(
-        "--sheet", type=Path, metavar="PNG", help="draw some refs with their masks and words"
+        "--dataset",
+        nargs="+",
+        metavar="NAME",
+        help="which, of referring expressions (default: all that are there)",
     )
     parser.add_argument(
-        "--seed", type=whole(0), default=0, metavar="S", help="another seed, other refs drawn"
+        "--sheet", type=Path, metavar="PNG", help="draw some pictures with what is said of them"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0), default=0, metavar="S", help="another seed, others drawn"
     )
     parser.add_argument(
         "--max-length",
@@ -63,17 +78,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: something is wrong with the data.
     """
-    from bridger.data.check import check_data
-
     if args.sheet is not None:
         check_picture(args.sheet)
-    report = check_data(
-        args.data,
-        args.dataset,
-        max_length=args.max_length,
-        decode=not args.quick,
-        report=Counter("pictures"),
-    )
+    report = _check(args)
     say(*_describe(report))
     if args.sheet is not None:
         _draw(args, report)
@@ -84,8 +91,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         found = "one kind of problem" if kinds == 1 else f"{kinds} kinds of problems"
         raise ValueError(f"{found} in {args.data}: see above")
     if any(split.split == "train" for split in report.splits):
-        say(f"next: bridger train --data {shlex.quote(str(args.data))} --out my-adapter")
+        head = f"--head {args.task} " if args.task else ""
+        say(f"next: bridger train {head}--data {shlex.quote(str(args.data))} --out my-adapter")
     return report.to_dict()
+
+
+def _check(args: argparse.Namespace) -> DataReport:
+    """Check the data of the task that was asked for, or is recognised."""
+    from bridger.data.check import check_data
+    from bridger.data.check_labelled import check_labelled
+    from bridger.data.check_labels import labelled_task
+
+    if args.task is None and args.dataset is None:
+        args.task = labelled_task(args.data)
+    done = Counter("pictures")
+    if args.task in LABELLED:
+        refuse_options(args, ["dataset", "max_length"])
+        return check_labelled(args.data, args.task, decode=not args.quick, report=done)
+    return check_data(
+        args.data,
+        args.dataset,
+        max_length=args.max_length,
+        decode=not args.quick,
+        report=done,
+    )
 
 
 def _describe(report: DataReport) -> list[str]:
@@ -97,16 +126,11 @@ def _describe(report: DataReport) -> list[str]:
 
 
 def _table(splits: tuple[SplitCounts, ...]) -> list[str]:
-    head = ("data set", "split", "refs", "sentences", "pictures")
-    known = any(split.published != (None, None) for split in splits)
-    rows = [head + ("published refs", "published sentences") * known]
-    for split in splits:
-        counts = (split.refs, split.sentences, split.pictures) + split.published * known
-        rows.append(
-            (split.dataset, split.split, *("" if count is None else str(count) for count in counts))
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    rows = [split.columns() for split in splits]
+    shown = [title for title in (rows[0] if rows else ()) if any(row[title] for row in rows)]
+    lines = [tuple(shown), *(tuple(row[title] for title in shown) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:

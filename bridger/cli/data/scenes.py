@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import say, whole
+from bridger.cli.base import refuse_options, say, whole
 
 if TYPE_CHECKING:
     from bridger.data.labelled import LabelledDataset
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bridger.data.scenes import write_scenes
 
     labelled = args.task in LABELLED
-    _refuse(args, ["testA", "testB", "layout"] if labelled else ["test", "classes"])
+    refuse_options(args, ["testA", "testB", "layout"] if labelled else ["test", "classes"])
     defaults = LABELLED_DEFAULTS if labelled else DEFAULTS
     counts = {split: _or(getattr(args, split), count) for split, count in defaults.items()}
     if not any(counts.values()):
@@ -102,15 +102,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _or(given: Any, default: Any) -> Any:
     return default if given is None else given
-
-
-def _refuse(args: argparse.Namespace, names: list[str]) -> None:
-    """Refuse options that mean nothing for the task."""
-    if given := [f"--{name}" for name in names if getattr(args, name) is not None]:
-        raise ValueError(
-            f"{' and '.join(given)} mean{'s' * (len(given) == 1)} nothing with --task {args.task}: "
-            f"leave {'it' if len(given) == 1 else 'them'} out"
-        )
 
 
 def _refuse_again(folder: Path, layout: str) -> None:
