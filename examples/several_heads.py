@@ -113,7 +113,7 @@ def main() -> None:
     vision, text, _ = bridger.load_tiny_clip()
     model = bridger.BridgedModel.from_pretrained(args.out, vision, text)
     scene = make_scene("val", 6)  # never trained on
-    sentences = [expression.sentence for expression in scene.expressions][:3]
+    sentences = list({e.target: e.sentence for e in scene.expressions}.values())  # one an object
     shown = sorted({thing.kind.name for thing in scene.objects})
     names = [*shown, *[name for name in NAMES if name not in shown][:3]]
     panels = {
