@@ -90,7 +90,7 @@ def _regions(
     words = [
         word
         for k, colour in zip(largest, COLOURS, strict=False)
-        for word in in_words(names[k], colour)
+        for word in in_words(f"{names[k]}{',' * (k != largest[-1])}", colour)
     ]
     if ignored := counts[IGNORE] / labels.size:
         words += in_words(f"({ignored:.0%} ignored)", PALE)
