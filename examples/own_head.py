@@ -136,7 +136,7 @@ def main() -> None:
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     model.train()
     for step in range(1, args.steps + 1):
-        # Of half of the scenes' splits, several things of one kind are the rule.
+        # In every other batch several things of one kind are the rule.
         split = "testA" if step % 2 else "train"
         scenes = [make_scene(split, 16 * step + number) for number in range(16)]
         loss = model(**batch_of(scenes, processor, dice)).loss
