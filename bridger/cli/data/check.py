@@ -68,7 +68,8 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="read only the heads of pictures: truncated ones are not found",
+        help="read only the heads of pictures: truncated ones, and copies of train's pictures with "
+        "labels, are not found",
     )
 
 
