@@ -6,6 +6,7 @@ way everywhere: the last token that fits becomes the token that ended the whole 
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -255,12 +256,16 @@ def load_words(folder: Path, kind: str, options: Mapping[str, Any]) -> Words:
 
 
 def _read_transformers(folder: Path, **options: Any) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = folder / TOKENIZER_FOLDER
     if not path.is_dir():
         raise ValueError(f"{folder} lacks its tokenizer: expected the folder {path}")
-    return AutoTokenizer.from_pretrained(str(path), local_files_only=True, **options)
+    config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    # transformers 5 saves tokenizers that are nothing but their file under a name that 4 lacks.
+    bare = config.get("tokenizer_class") == "TokenizersBackend"
+    kind = PreTrainedTokenizerFast if bare else AutoTokenizer
+    return kind.from_pretrained(str(path), local_files_only=True, **options)
 
 
 def _cleaning_of(tokenizer: Any) -> str:

@@ -243,6 +243,12 @@ def test_features_of_other_widths_are_refused(row: HeadRow, part: str) -> None:
         row.build(spec)(asked)
 
 
+def test_a_mask_of_another_shape_is_refused(row: HeadRow) -> None:
+    head, asked = row.build(SPECS["flat"]), given(SPECS["flat"])
+    with pytest.raises(ValueError, match=r"expression_mask must be \(B, N\) = \(2, "):
+        head(asked, expression_mask=torch.ones(1, COUNT, dtype=torch.bool))
+
+
 def test_misspelt_options_get_a_suggestion(row: HeadRow) -> None:
     known = [field.name for field in dataclasses.fields(get_head(row.name).config_class)]
     for name in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,16 @@ def test_processor_survives_saving(kind: str, tmp_path: Path) -> None:
     for key, value in before.text(sentences).items():
         assert torch.equal(after.text(sentences)[key], value)
     assert not [p.name for p in (tmp_path / "saved").iterdir() if p.name.startswith(".")]
+
+
+def test_tokenizers_saved_by_transformers_5_load_under_4(tmp_path: Path) -> None:
+    processor().save(tmp_path)
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    saved = json.loads(config.read_text())
+    assert saved["tokenizer_class"] in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    config.write_text(json.dumps({**saved, "tokenizer_class": "TokenizersBackend"}))
+    ids = Processor.load(tmp_path).text("the dog")["input_ids"]
+    assert ids.tolist() == [[2, 4, 6, 3]]
 
 
 def test_stripped_separator_leaves_no_id(tmp_path: Path) -> None:

@@ -168,11 +168,13 @@ class Head(nn.Module, ABC):
             no_target=torch.cat(scored, dim=1) if scored else None,
         )
 
-    def check_features(self, features: BridgedFeatures) -> None:
-        """Refuse features of other widths than those that the head was built for.
+    def check_features(
+        self, features: BridgedFeatures, expression_mask: Tensor | None = None
+    ) -> None:
+        """Refuse features of other widths than the head was built for, and masks that do not fit.
 
         Raises:
-            ValueError: they differ.
+            ValueError: the widths differ, or the mask is not (B, N).
         """
         spec = self.spec
         expected = (*spec.map_widths, spec.token_width, spec.sentence_width)
@@ -185,4 +187,9 @@ class Head(nn.Module, ABC):
             raise ValueError(
                 f"this head was built for maps, tokens and a sentence of {expected} channels, but "
                 f"got {found}: build it from the spec of the encoder that made them"
+            )
+        rows = (len(features.sentence) // features.num_expressions, features.num_expressions)
+        if expression_mask is not None and tuple(expression_mask.shape) != rows:
+            raise ValueError(
+                f"expression_mask must be (B, N) = {rows}, got {tuple(expression_mask.shape)}"
             )

@@ -149,7 +149,7 @@ class BoxHead(Head):
             ValueError: the features are not those of `spec`, texts are not about all of a fixed
                 list of classes, or labels are wrong (see `check_boxes`).
         """
-        self.check_features(features)
+        self.check_features(features, expression_mask)
         read = read_mentions(features)
         pairs, pair_of = Pairs.of(read.mentions, features.num_expressions)
         dtype = next(self.parts.parameters()).dtype  # towers may run in half precision

@@ -159,7 +159,7 @@ class ClassificationHead(ClassNamesHead):
             ValueError: the features are not those of `spec`, labels have the wrong shape or name
                 no class, or texts are not about all of a fixed list of classes.
         """
-        self.check_features(features)
+        self.check_features(features, expression_mask)
         n = features.num_expressions
         image = rearrange(self._image(features), "(b n) c -> b n c", n=n)
         if isinstance(self.scores, LinearScores):

@@ -111,7 +111,7 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
         Raises:
             ValueError: the features are not those of `spec`, or labels have the wrong shape.
         """
-        self.check_features(features)
+        self.check_features(features, expression_mask)
         n = features.num_expressions
         masks, scores = self._logits(features)
         rows = rearrange(masks.float(), "(b n) h w -> b n h w", n=n)

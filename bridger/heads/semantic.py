@@ -133,13 +133,8 @@ class SemanticSegmentationHead(FusingHead, DenseHead, ClassNamesHead):
             ValueError: the features are not those of `spec`, or labels have the wrong shape or
                 mean no class.
         """
-        self.check_features(features)
-        rows = (len(features.sentence) // features.num_expressions, features.num_expressions)
+        self.check_features(features, expression_mask)
         if expression_mask is not None:
-            if tuple(expression_mask.shape) != rows:
-                raise ValueError(
-                    f"expression_mask must be (B, N) = {rows}, got {tuple(expression_mask.shape)}"
-                )
             expression_mask = expression_mask.to(features.sentence.device)
         read = read_mentions(features)
         real = real_classes(read.mentions, expression_mask)
