@@ -67,6 +67,37 @@ def test_several_heads_train_together_and_each_draws_what_it_found(tmp_path: Pat
         assert seen.width == 4 * 512
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "figure"),
+    [
+        ("semantic_segmentation", ("--scenes", "8"), "mIoU unseen"),
+        ("detection", ("--scenes", "8"), "mAP50"),
+        ("classification", ("--shots", "1"), "zero-shot"),
+    ],
+)
+def test_a_task_is_trained_judged_and_drawn(
+    name: str, options: tuple[str, ...], figure: str, tmp_path: Path
+) -> None:
+    printed = run(
+        f"{name}.py", "--out", "run", "--steps", "2", "--test", "4", *options, folder=tmp_path
+    )
+    assert re.search(rf"^{figure}: \d+\.\d %$", printed, re.MULTILINE)
+    (picture,) = (tmp_path / "run").glob("*.png")
+    with Image.open(picture) as seen:
+        assert min(seen.size) >= 1024
+
+
+@pytest.mark.slow
+def test_the_study_of_heads_runs_and_goes_on(tmp_path: Path) -> None:
+    options = ("--out", "study", "--tasks", "referring_comprehension", "--seeds", "0", "--short")
+    printed = run("heads_study.py", *options, folder=tmp_path)
+    assert "| Bridgers | " in printed and "| head alone | " in printed
+    assert "Bridgers, seed 0" in printed
+    again = run("heads_study.py", *options, folder=tmp_path)
+    assert "seed 0" not in again and again.splitlines()[-2:] == printed.splitlines()[-2:]
+
+
 def test_the_gallery_refuses_kinds_that_no_scene_has(tmp_path: Path) -> None:
     argv = [sys.executable, str(EXAMPLES / "gallery.py"), "--kinds", "nonsense"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from transformers import TrainerCallback
 
 from bridger._files import replacing
 from bridger.model import BridgedModel
+from bridger.predictions.side_by_side import beside, stacked
 from bridger.tasks import Task
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class PredictionPictures(TrainerCallback):  # type: ignore[misc]
         rows = [self._row(model, index) for index in self.examples]
         if not state.is_world_process_zero:
             return
-        sheet = _stacked(rows)
+        sheet = stacked(rows)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / f"step-{state.global_step:06}.png") as path:
             sheet.save(path, "PNG")
@@ -59,28 +59,7 @@ class PredictionPictures(TrainerCallback):  # type: ignore[misc]
             )
 
     def _row(self, model: BridgedModel, index: int) -> Image.Image:
-        return _beside(self.task.draw(model, self.dataset, self.head, index))
-
-
-def _beside(drawn: Sequence[Image.Image]) -> Image.Image:
-    from PIL import Image
-
-    size = (sum(image.width for image in drawn), max(image.height for image in drawn))
-    row = Image.new("RGB", size)
-    left = 0
-    for image in drawn:
-        row.paste(image, (left, 0))
-        left += image.width
-    row.thumbnail((len(drawn) * SIDE, SIDE + SIDE // 4))
-    return row
-
-
-def _stacked(rows: list[Image.Image]) -> Image.Image:
-    from PIL import Image
-
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)))
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
+        drawn = self.task.draw(model, self.dataset, self.head, index)
+        row = beside(drawn)
+        row.thumbnail((len(drawn) * SIDE, SIDE + SIDE // 4))
+        return row
