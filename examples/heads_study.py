@@ -51,7 +51,7 @@ LAYOUTS = {
 }
 SHOTS = (1, 4, 16)
 VARIANTS: dict[str, dict[str, Any]] = {"Bridgers": {}, "head alone": {"bridgers": None}}
-PROBE = {"bridgers": None, "head": {"scores": "linear"}, "learning_rate": 1e-2}
+PROBE = {"bridgers": None, "head": {"scores": "fixed"}, "learning_rate": 1e-2}
 
 
 def main() -> int:

@@ -166,10 +166,10 @@ ROWS: Mapping[str, HeadRow] = {
         prediction="ClassificationPrediction",
         asked={"threshold": 0.0},
     ),
-    "classification, linear": HeadRow(
+    "classification, fixed": HeadRow(
         "classification",
         lambda b, n, s: torch.randint(n, (b,)),
-        {"classes": CLASSES, "scores": "linear"},
+        {"classes": CLASSES, "scores": "fixed"},
         lambda b, n, s: torch.full((b,), IGNORE),
         joined=True,
         prediction="ClassificationPrediction",

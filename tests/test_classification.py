@@ -222,7 +222,7 @@ def test_packed_names_share_a_sentence_and_are_told_apart_by_their_tokens() -> N
 
 
 @pytest.mark.parametrize("mode", ["separate", "joint"])
-@pytest.mark.parametrize("scores", ["text", "linear"])
+@pytest.mark.parametrize("scores", ["text", "fixed"])
 def test_chunks_give_the_scores_of_all_texts_at_once(scores: str, mode: str) -> None:
     names = tuple(kind.name for kind in kinds()[:30])
     model = tiny(noise=0.05, classes=names, scores=scores, text_mode=mode)
@@ -240,10 +240,10 @@ def test_chunks_give_the_scores_of_all_texts_at_once(scores: str, mode: str) -> 
 
 
 def test_the_linear_probe_begins_at_zero_and_reads_the_standardised_feature() -> None:
-    fresh = ClassificationHead.from_spec(POOLED, scores="linear", classes=("owl", "cat"))
+    fresh = ClassificationHead.from_spec(POOLED, scores="fixed", classes=("owl", "cat"))
     seen = given(n=2)
     assert (fresh(seen).logits == 0).all()
-    head = head_of(scores="linear", classes=("owl", "cat"))
+    head = head_of(scores="fixed", classes=("owl", "cat"))
     assert seen.pooled is not None
     pooled = seen.pooled
     standard = (pooled - pooled.mean(-1, keepdim=True)) / pooled.std(-1, False, keepdim=True)
@@ -261,7 +261,7 @@ def test_the_linear_probe_begins_at_zero_and_reads_the_standardised_feature() ->
 def test_a_linear_probe_without_bridgers_learns_frozen_features() -> None:
     vision, text, _ = bridger.load_tiny_clip()
     bridged = attach_bridgers(vision, text, 1, None)
-    model = bridged.with_head(ClassificationHead, scores="linear", classes=ANIMALS)
+    model = bridged.with_head(ClassificationHead, scores="fixed", classes=ANIMALS)
     assert [group["name"] for group in model.parameter_groups()] == ["head"]
     assert model.processor is not None
     batch = model.heads["head"].texts(model.processor, None).batch(3)
@@ -278,7 +278,7 @@ def test_a_linear_probe_without_bridgers_learns_frozen_features() -> None:
 
 
 def test_fixed_classes_are_not_asked_about_others() -> None:
-    model = tiny(scores="linear", classes=(("owl", "night bird"), "drum"))
+    model = tiny(scores="fixed", classes=(("owl", "night bird"), "drum"))
     picture = make_scene("val", 0).image
     expected = model.predict(picture)
     assert expected.names == ("owl", "drum")

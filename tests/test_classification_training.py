@@ -124,7 +124,7 @@ def test_bad_labels(
     ("options", "error", "words"),
     [
         ({"scores": "txt"}, ValueError, "did you mean 'text'"),
-        ({"scores": "linear"}, ValueError, "say which, classes="),
+        ({"scores": "fixed"}, ValueError, "say which, classes="),
         ({"classes": ("owl", "owl")}, ValueError, "stands twice"),
         ({"classes": ("owl", "")}, ValueError, "empty name"),
         ({"classes": "owl"}, TypeError, "list of class names"),
@@ -172,7 +172,7 @@ def test_a_step_moves_bridgers_and_head_alone(pair: str) -> None:
     assert all(p.grad is None for p in model.frozen_towers().parameters())
 
 
-@pytest.mark.parametrize("scores", ["text", "linear"])
+@pytest.mark.parametrize("scores", ["text", "fixed"])
 def test_bfloat16_autocast_gives_nearly_the_same_in_float32(scores: str) -> None:
     model = tiny(noise=0.02, classes=ANIMALS, scores=scores)
     assert model.processor is not None
@@ -192,9 +192,9 @@ def test_bfloat16_autocast_gives_nearly_the_same_in_float32(scores: str) -> None
     "options",
     [
         {"classes": (("owl", "night bird"), "drum"), "multi_label": True},
-        {"classes": ("owl", "drum"), "scores": "linear", "text_mode": "joint"},
+        {"classes": ("owl", "drum"), "scores": "fixed", "text_mode": "joint"},
     ],
-    ids=["text", "linear"],
+    ids=["text", "fixed"],
 )
 def test_saved_and_loaded_it_says_the_same(options: Mapping[str, Any], tmp_path: Path) -> None:
     model, picture = tiny(noise=0.05, **options), make_scene("val", 1).image

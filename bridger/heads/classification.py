@@ -30,7 +30,7 @@ from bridger.predictions import ClassificationPrediction
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
 
-SCORES = ["text", "linear"]
+SCORES = ["text", "fixed"]
 CLIP_SCALE = 100.0  # the most that CLIP allows itself, and where its training ends
 FRESH_SCALE = 1 / 0.07  # where CLIP's training begins
 CLIP_THRESHOLD = 0.25  # about the cosine from which CLIP's pictures and captions belong together
@@ -42,7 +42,7 @@ class ClassificationConfig(ClassNamesConfig):
     """Options of `ClassificationHead`, beside those of all heads that read class names.
 
     Attributes:
-        scores: "text", cosines of pictures and names, for any list of classes; or "linear", one
+        scores: "text", cosines of pictures and names, for any list of classes; or "fixed", one
             linear layer on the picture's feature, for `classes` alone.
         multi_label: a picture may show any number of the classes: each has a probability of its
             own; off, one of them, and their probabilities sum to 1.
@@ -66,8 +66,8 @@ class ClassificationConfig(ClassNamesConfig):
             raise ValueError(
                 f"scores={self.scores!r} is unknown: {did_you_mean(self.scores, SCORES)}"
             )
-        if self.scores == "linear" and not self.classes:
-            raise ValueError("scores='linear' scores a fixed list of classes: say which, classes=")
+        if self.scores == "fixed" and not self.classes:
+            raise ValueError("scores='fixed' scores a fixed list of classes: say which, classes=")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}"
@@ -101,7 +101,7 @@ class ClassificationHead(ClassNamesHead):
         text_k:  mean over them of sentence + P_t(mean of their tokens); P_t begins as zero
 
     each feature of unit length. On other towers both sides are projected to a learned space. With
-    multi_label a learned threshold is taken off the cosines. With scores="linear" it is a linear
+    multi_label a learned threshold is taken off the cosines. With scores="fixed" it is a linear
     probe, zero at first, on the picture's feature: its own mean over the rows of text.
 
     The picture's feature is the vision tower's own pooled one or, where it has none, the mean of
@@ -136,7 +136,7 @@ class ClassificationHead(ClassNamesHead):
     @property
     def fixed_classes(self) -> bool:
         """Whether scores are linear; see `ClassNamesHead.fixed_classes`."""
-        return self.config.scores == "linear"
+        return self.config.scores == "fixed"
 
     def forward(
         self,
