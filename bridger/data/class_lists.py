@@ -49,9 +49,10 @@ class ClassList:
             ValueError: one is not.
         """
         if unknown := sorted(set(keys).difference(self.keys)):
+            named = ", ".join(map(repr, unknown[:3]))
             raise ValueError(
-                f"{path}: found {', '.join(map(repr, unknown[:3]))}, not among the {len(self.keys)} "
-                f"classes of {self.path}: correct the spelling, or add a line there"
+                f"{path}: found {named}, not among the {len(self.keys)} classes of {self.path}: "
+                f"correct the spelling, or add a line there"
             )
 
     def only(self, keys: Iterable[str]) -> ClassList:
