@@ -16,7 +16,7 @@ from torchvision.models.detection.fcos import FCOSHead
 
 import bridger
 from bridger.features import BridgedFeatures, Mentions
-from bridger.heads import BoxHead
+from bridger.heads import BoxHead, DetectionHead
 from bridger.processing import Processor
 from bridger.texts import Texts
 from bridger.warp import Placement
@@ -121,6 +121,8 @@ def named(*names: str) -> Texts:
 
 
 def results(head: BoxHead, output: Any, processor: Processor, **options: Any) -> Any:
-    """What the head finds in pictures of the input's own size."""
+    """What the head finds in pictures of the input's own size, each class for itself."""
+    if isinstance(head, DetectionHead):
+        options = {"agnostic": False, **options}
     places = [Placement.fit(SIZE, SIZE)] * len(output.logits)
     return head.results(output, processor, places, named(*CLASSES), **options)

@@ -75,6 +75,8 @@ def test_boxes_are_cut_at_the_picture_and_ordered_by_score(processor: Processor)
     (found,) = results(head, output, processor, threshold=0.3)
     assert found.labels.tolist() == [0, 2, 0]  # boxes of two classes may lie on each other
     assert found.boxes[2].tolist() == [0, 0, 13, 13]
+    (named_once,) = results(head, output, processor, threshold=0.3, agnostic=True)
+    assert named_once.labels.tolist() == [0, 0]
     assert len(results(head, output, processor, threshold=0.9)[0]) == 1
     nothing = results(head, output, processor, threshold=1.0)[0]
     assert len(nothing) == 0 and nothing.found() == [] and nothing.boxes.shape == (0, 4)

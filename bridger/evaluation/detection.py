@@ -226,7 +226,9 @@ def evaluate_detection(
     ) -> list[DetectionCase]:
         processor = cast(Processor, model.processor)
         # Precision and recall are judged at all scores.
-        results = chosen.results(output, processor, placements, texts, threshold=0.0)
+        results = chosen.results(
+            output, processor, placements, texts, threshold=0.0, agnostic=False
+        )
         return [
             _case(picture, found, placement.size)
             for picture, found, placement in zip(pictures, results, placements, strict=True)

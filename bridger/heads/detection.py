@@ -78,6 +78,7 @@ class DetectionHead(BoxHead, ClassNamesHead):
         threshold: float = THRESHOLD,
         nms: float = 0.6,
         most: int = 100,
+        agnostic: bool = True,
     ) -> list[DetectionPrediction]:
         """Choose boxes, and bring them to the pictures' own pixels.
 
@@ -87,8 +88,10 @@ class DetectionHead(BoxHead, ClassNamesHead):
             placements: (B) where each picture lies in the input.
             texts: what was asked.
             threshold: scores must be above it, 0 to 1; for mean average precision take 0.
-            nms: of two boxes of one class that overlap by more than that IoU, the worse one goes.
+            nms: of two boxes that overlap by more than that IoU, the worse one goes.
             most: boxes of a picture.
+            agnostic: boxes of different classes, too, so that an object has one name; off, only
+                those of one class, as mean average precision wants it.
 
         Raises:
             ValueError: an option is out of its range.
@@ -109,14 +112,18 @@ class DetectionHead(BoxHead, ClassNamesHead):
         )
         return [
             DetectionPrediction.from_tensors(
-                *_join(rows, placement, nms, most), texts.names, placement.size
+                *_join(rows, placement, nms, most, agnostic), texts.names, placement.size
             )
             for rows, placement in zip(found, placements, strict=True)
         ]
 
 
 def _join(
-    rows: Sequence[dict[str, Tensor]], placement: Placement, nms: float, most: int
+    rows: Sequence[dict[str, Tensor]],
+    placement: Placement,
+    nms: float,
+    most: int,
+    agnostic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Join what the rows of a picture found: boxes in its pixels, scores, labels, best first."""
     from torchvision.ops import batched_nms
@@ -124,7 +131,7 @@ def _join(
     boxes, scores, labels = (
         torch.cat([row[name] for row in rows]) for name in ("boxes", "scores", "labels")
     )
-    kept = batched_nms(boxes, scores, labels, nms)
+    kept = batched_nms(boxes, scores, torch.zeros_like(labels) if agnostic else labels, nms)
     boxes = placement.boxes_out_of_input(boxes[kept])
     inside = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)  # and not wholly in the border
     kept, boxes = kept[inside][:most], boxes[inside][:most]

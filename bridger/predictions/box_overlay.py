@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from bridger.predictions.masks import COLOURS
-from bridger.predictions.overlay import enlarged, font_for, opened
+from bridger.predictions.overlay import enlarged, font_for, opened, scored
 
 if TYPE_CHECKING:
     from bridger.pictures import ImageLike
@@ -44,7 +44,7 @@ def draw_boxes(prediction: DetectionPrediction, image: ImageLike, least_side: in
     plates: list[Plate] = []
     for index in best_first:
         name = prediction.names[int(prediction.labels[index])]
-        said = f"{name}  {prediction.scores[index]:.2f}"
+        said = scored(name, float(prediction.scores[index]))
         font = font_for([said], letters, 0.95 * picture.width)
         size = (font.getlength(said) + letters / 2, 1.5 * letters)
         plates.append(_free_plate(boxes[index], size, picture.size, plates))

@@ -101,11 +101,16 @@ def _ring(mask: Pixels, width: float) -> Pixels:
     return np.asarray(((0.3 - distance) * 6).clip(0, 1), dtype=np.float32)
 
 
+def scored(words: str, score: float) -> str:
+    """Write a score behind words; what is true has a score of 1, of which there is no need."""
+    return words if score == 1 else f"{words}   {score:.2f}"
+
+
 def _caption(picture: Image.Image, words: Sequence[str], scores: Sequence[float]) -> Image.Image:
     """Put a line per expression under the picture: colour, words, score."""
     height = max(20, round(max(picture.size) / 22))
     lines = [
-        f"{sentence}   {score:.2f}" if score > 0 else f"{sentence}   (nothing found)"
+        scored(sentence, score) if score > 0 else f"{sentence}   (nothing found)"
         for sentence, score in zip(words, scores, strict=True)
     ]
     font = font_for(lines, round(0.6 * height), picture.width - 1.5 * height)
