@@ -151,7 +151,7 @@ def test_pictures_are_judged_as_predict_answers(tmp_path: Path) -> None:
     assert found.classes == ("owl", "drum", "car", "tree")
     assert found.seen == (True, False, True, False)
     for picture, each in zip(data.pictures, found.cases, strict=True):
-        expected = model.predict(picture.image_path, CLASSES, 0.0)
+        expected = model.predict(picture.image_path, CLASSES, 0.0, agnostic=False)
         assert each.size == expected.size == picture.size
         assert [list(f.box) for f in each.found] == expected.boxes.tolist()
         assert [f.label for f in each.found] == expected.labels.tolist()
