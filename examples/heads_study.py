@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -67,9 +68,10 @@ def main() -> int:
     if args.run:
         perform(json.loads(args.run))
         return 0
+    out = args.out / "short" if args.short else args.out
     for task in args.tasks:
-        write_data(args.out, task, args.short)
-    plans = [plan for task in args.tasks for plan in plans_of(args.out, task, args.seeds)]
+        write_data(out, task, args.short)
+    plans = [plan for task in args.tasks for plan in plans_of(out, task, args.seeds)]
     for plan in plans:
         plan["short"] = args.short
     try:
@@ -88,9 +90,12 @@ def write_data(out: Path, task: str, short: bool) -> None:
     from bridger.data.scenes import write_scenes
 
     folder = out / "data" / task
-    if not folder.exists():
+    complete = folder / "complete"
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
         counts = {s: min(n, 48) if short else n for s, n in COUNTS[task].items()}
         write_scenes(folder, counts, layout=LAYOUTS[task])
+        complete.touch()
 
 
 def plans_of(out: Path, task: str, seeds: list[int]) -> list[dict[str, Any]]:
@@ -142,10 +147,12 @@ def perform(plan: dict[str, Any]) -> None:
     if changes.get("steps") == 0:
         del changes["steps"]
         recipe = recipe.replace(**changes).with_head_options(task.head_options(data))
-        model = recipe.build(*load_towers(recipe.towers)).eval()
+        model, trained = recipe.build(*load_towers(recipe.towers)).eval(), 0
     else:
         folder = Path(plan["file"]).with_suffix("")
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
         model = train(recipe.replace(**changes, report_to=()), data, folder, quiet=True)
+        trained = sum(p.numel() for p in model.trainable_parameters())
     seconds = time.monotonic() - started
     splits = {
         split: task.evaluate(model, task.open(plan["data"], split), model.head_name()).metrics()
@@ -154,11 +161,14 @@ def perform(plan: dict[str, Any]) -> None:
     result = {
         "splits": splits,
         "seconds": seconds,
-        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
-        "trained": sum(p.numel() for p in model.trainable_parameters()),
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "trained": trained,
     }
-    Path(plan["file"]).parent.mkdir(parents=True, exist_ok=True)
-    Path(plan["file"]).write_text(json.dumps(result, indent=2) + "\n")
+    file = Path(plan["file"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=2) + "\n")
+    unfinished.replace(file)
 
 
 def table(task: str, plans: list[dict[str, Any]]) -> list[str]:
