@@ -48,12 +48,14 @@ class Mentions:
         classes: (M,) int64, its class, 0 to K - 1; every class is mentioned.
         tokens: (1, M, L) or (B, M, L) bool, true at the tokens of its row that name the class.
         num_classes: K.
+        first_class: where these are a chunk of a longer list, the number there of class 0.
     """
 
     rows: Tensor
     classes: Tensor
     tokens: Tensor
     num_classes: int
+    first_class: int = 0
 
     @classmethod
     def of_expressions(cls, token_mask: Tensor, expressions: int) -> Mentions:
@@ -89,7 +91,7 @@ class Mentions:
         rows, classes, tokens = (
             tensor.to(*args, **kwargs) for tensor in (self.rows, self.classes, self.tokens)
         )
-        return Mentions(rows, classes, tokens, self.num_classes)
+        return replace(self, rows=rows, classes=classes, tokens=tokens)
 
 
 @dataclass(frozen=True)

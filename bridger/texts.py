@@ -122,7 +122,11 @@ class Texts:
         kept = (first <= classes) & (classes < end)
         sequences, renumbered = torch.unique(rows[kept], return_inverse=True)
         mentions = Mentions(
-            renumbered, classes[kept] - first, self.mentions.tokens[:, kept], end - first
+            renumbered,
+            classes[kept] - first,
+            self.mentions.tokens[:, kept],
+            num_classes=end - first,
+            first_class=self.mentions.first_class + first,
         )
         ids, mask = self.input_ids[sequences], self.attention_mask[sequences]
         return Texts(self.names[first:end], ids, mask, mentions)

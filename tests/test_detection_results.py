@@ -20,12 +20,14 @@ from helpers_boxes import (
     make,
     named,
     results,
+    shaken,
     small_processor,
 )
 from helpers_heads import SPEC, features
 from PIL import Image
 
 import bridger
+from bridger.answering import answer
 from bridger.heads import BoxOutput, DetectionHead
 from bridger.heads.pairs import Pairs
 from bridger.predictions import DetectionPrediction
@@ -274,8 +276,41 @@ def test_a_fixed_list_answers_about_itself_alone(processor: Processor) -> None:
     assert head.texts(processor, None).names == CLASSES
     with pytest.raises(ValueError, match="fixed classes"):
         head.texts(processor, ["owl", "dog"])
-    with pytest.raises(ValueError, match="3 fixed classes and is asked about all of them.*got 2"):
-        head(asked([0, 1], [0, 1]))
+    with pytest.raises(
+        ValueError, match="3 fixed classes, but the texts are about 4, from class 0"
+    ):
+        head(asked([0, 1, 2, 3], [0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="3 fixed classes, but the texts are about 2"):
+        head(asked([0, 1], [0, 1]), [boxes(), boxes()])
+    late = asked([0, 1], [0, 1])
+    with pytest.raises(ValueError, match="are about 2, from class 2 on"):
+        head(replace(late, mentions=replace(late.mentions, first_class=2)))
+
+
+def test_a_long_fixed_list_is_asked_in_chunks() -> None:
+    vision, text, processor = bridger.load_tiny_clip()
+    names = tuple(f"thing {i}" for i in range(80))  # more than `ROWS_AT_ONCE`
+    model = bridger.attach_bridgers(vision, text).with_head(
+        DetectionHead, width=32, num_convs=1, classes=names, scores="fixed"
+    )
+    model.processor = processor
+    head = shaken(model.heads["head"])
+    with torch.no_grad():
+        head.parts.classification_head.cls_logits.bias.copy_(torch.randn(80))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
+    asked_at_once = head.texts(processor, None)
+    pixels, _ = processor.images([picture])
+    chunked, whole = (
+        answer(model.eval(), "head", pixels, asked_at_once, rows_at_once=n) for n in (64, 100)
+    )
+    torch.testing.assert_close(chunked.logits, whole.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(chunked.regression, whole.regression, atol=1e-4, rtol=1e-4)
+    assert chunked.pairs.classes.tolist() == list(range(80)) == chunked.pairs.rows.tolist()
+    options = {"threshold": 0.0, "agnostic": False, "most": 1000}
+    first, second = (model.predict(picture, rows_at_once=n, **options) for n in (64, 100))
+    assert first.names == names and first.labels.max() >= 64
+    assert len(first) == len(second)
+    np.testing.assert_allclose(first.scores, second.scores, atol=1e-4)
 
 
 def test_features_of_other_towers_are_refused() -> None:

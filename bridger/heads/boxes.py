@@ -146,8 +146,9 @@ class BoxHead(Head):
             "centerness", each a sum over all rows per cell that is matched to a box.
 
         Raises:
-            ValueError: the features are not those of `spec`, texts are not about all of a fixed
-                list of classes, or labels are wrong (see `check_boxes`).
+            ValueError: the features are not those of `spec`, texts are about more than a fixed
+                list of classes, or with labels about less, or labels are wrong (see
+                `check_boxes`).
         """
         self.check_features(features, expression_mask)
         read = read_mentions(features)
@@ -159,7 +160,9 @@ class BoxHead(Head):
             for values in self.parts(levels).values()
         )
         logits = (
-            self._fixed(cells, pairs) if self.fixed else self._text(cells, read, pairs, pair_of)
+            self._fixed(cells, pairs, read.mentions.first_class, all_of_them=labels is not None)
+            if self.fixed
+            else self._text(cells, read, pairs, pair_of)
         )
         real = torch.ones(len(logits), pairs.num_rows, dtype=torch.bool, device=logits.device)
         if expression_mask is not None:
@@ -210,14 +213,15 @@ class BoxHead(Head):
         )
         return pairs.per_pair(cosines.float()) * self.log_scale.exp() + self.bias
 
-    def _fixed(self, cells: Tensor, pairs: Pairs) -> Tensor:
+    def _fixed(self, cells: Tensor, pairs: Pairs, first: int, all_of_them: bool) -> Tensor:
         """Take the scores of each row's classes from those of all classes, (B, S, A, K)."""
-        if pairs.num_classes != self.fixed:
+        asked = pairs.num_classes
+        if first + asked > self.fixed or (all_of_them and asked != self.fixed):
             raise ValueError(
-                f"this head has {self.fixed} fixed classes and is asked about all of them at once, "
-                f"got {pairs.num_classes}: raise rows_at_once if they are more texts than fit it"
+                f"this head has {self.fixed} fixed classes, but the texts are about {asked}, from "
+                f"class {first} on: ask about all of its classes, in chunks only without labels"
             )
-        return rearrange(cells, "b s a k -> b s k a")[:, pairs.rows, pairs.classes]
+        return rearrange(cells, "b s a k -> b s k a")[:, pairs.rows, first + pairs.classes]
 
     def _losses(self, output: BoxOutput, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         fcos = make_fcos(SparingCrowds(self.parts))
