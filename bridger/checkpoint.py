@@ -35,6 +35,7 @@ from bridger.towers.base import Tower
 from bridger.towers.registry import tower_as_saved
 
 if TYPE_CHECKING:
+    from bridger.encoder import BridgedEncoder
     from bridger.model import BridgedModel
 
 
@@ -124,15 +125,7 @@ def describe(model: BridgedModel) -> dict[str, Any]:
             side: {**tower.describe(), "weights": sample_weights(tower)}
             for side, tower in (("vision", encoder.vision), ("text", encoder.text))
         },
-        "encoder": {
-            "stages": [list(pair) for pair in encoder.stages],
-            "bridgers": None if encoder.config is None else encoder.config.to_dict(),
-            "trainable": list(encoder.trainable),
-            "connect": encoder.connect,
-            "word_length": encoder.word_length,
-            "peft": describe_peft(encoder.peft_parts()),
-            "spec": asdict(encoder.spec),
-        },
+        "encoder": describe_encoder(encoder),
         "heads": {
             name: {
                 "type": head.name,
@@ -143,6 +136,19 @@ def describe(model: BridgedModel) -> dict[str, Any]:
         },
         "processor": model.processor is not None,
         **({} if layout is None else {"etris": layout.to_dict()}),
+    }
+
+
+def describe_encoder(encoder: BridgedEncoder) -> dict[str, Any]:
+    """Return what is saved of how towers and Bridgers stand together."""
+    return {
+        "stages": [list(pair) for pair in encoder.stages],
+        "bridgers": None if encoder.config is None else encoder.config.to_dict(),
+        "trainable": list(encoder.trainable),
+        "connect": encoder.connect,
+        "word_length": encoder.word_length,
+        "peft": describe_peft(encoder.peft_parts()),
+        "spec": asdict(encoder.spec),
     }
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bridger import checkpoint
 from bridger._etris_layout import SAVED
+from bridger.bridgers import BridgerConfig
 from bridger.checkpoint import ADAPTER_FILES, FolderFiles
 from bridger.features import EncoderSpec
 from bridger.heads import Head, get_head
@@ -78,6 +79,7 @@ def load(
     here = checksum(encoder.adapter_state_dict())
     if config.get("trained_on", checksum(tensors)) != here:
         others.append("the Bridgers")
+    others += _differing(config["encoder"], checkpoint.describe_encoder(encoder))
     if others:
         warnings.warn(
             f"head {saved_as!r} of {folder} was trained on other features than those here: "
@@ -108,6 +110,24 @@ def _chosen(names: list[str], saved_as: str | None, folder: Path) -> str:
     if saved_as not in names:
         raise ValueError(f"{folder} holds the heads {names}; pass saved_as= one of them")
     return saved_as
+
+
+def _differing(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Name the options of the encoder, and of its Bridgers, that are others than the saved ones.
+
+    Where only one of both has Bridgers, the tensors tell.
+    """
+    saved = {"word_length": None, "peft": [], **saved}  # older adapters lack them
+    bridgers = saved["bridgers"] and BridgerConfig.from_dict(saved["bridgers"]).to_dict()
+    pairs = {key: (saved[key], here[key]) for key in here if key not in ("bridgers", "spec")}
+    if bridgers and here["bridgers"]:
+        pairs |= {key: (bridgers[key], value) for key, value in here["bridgers"].items()}
+    plain = json.loads(json.dumps(pairs))  # as JSON has it, without tuples
+    return [
+        key if key == "peft" else f"{key} (here {found}, in training {expected})"
+        for key, (expected, found) in plain.items()
+        if found != expected
+    ]
 
 
 def _check_spec(saved: Mapping[str, Any], spec: EncoderSpec, folder: Path) -> None:

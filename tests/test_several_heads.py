@@ -358,6 +358,35 @@ def test_a_head_on_other_features_is_told_of(tmp_path: Path) -> None:
         other.load_head(tmp_path / "head")
 
 
+def test_a_head_at_other_stages_or_options_is_told_of(tmp_path: Path) -> None:
+    def bare(stages: Any, **options: Any) -> BridgedModel:
+        torch.manual_seed(0)
+        towers = PAIRS["open_clip_vit"]()
+        return attach_bridgers(*towers, stages, **{"config": None, **options}).with_heads()
+
+    here = [(0, 0), (1, 1)]
+    model = bare(here)
+    model.add_head("masks", ReferringSegmentationHead, **MASKS[1])
+    model.save_head(tmp_path, "masks")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bare(here).load_head(tmp_path)
+    said = (
+        r"other features than .*: stages \(here \[\[0, 0\], \[2, 1\]\], in training \[\[0, 0\], \["
+    )
+    with pytest.warns(UserWarning, match=said):
+        bare([(0, 0), (2, 1)]).load_head(tmp_path)
+    with pytest.warns(UserWarning, match=r": word_length \(here 5, in training None\) differ;"):
+        bare(here, word_length=5).load_head(tmp_path)
+    # Bridgers of the same numbers that read them in another way.
+    model = bare(here, config=SMALL)
+    model.add_head("masks", ReferringSegmentationHead, **MASKS[1])
+    model.save_head(tmp_path, "masks")
+    other = bare(here, config=SMALL.replace(carry="none"))
+    with pytest.warns(UserWarning, match=r": carry \(here none, in training output\) differ;"):
+        other.load_head(tmp_path)
+
+
 def test_what_cannot_be_loaded_is_named_and_leaves_the_model(tmp_path: Path) -> None:
     model = trained()
     model.save_pretrained(tmp_path / "adapter")
