@@ -124,7 +124,9 @@ def _differing(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         pairs |= {key: (bridgers[key], value) for key, value in here["bridgers"].items()}
     plain = json.loads(json.dumps(pairs))  # as JSON has it, without tuples
     return [
-        key if key == "peft" else f"{key} (here {found}, in training {expected})"
+        "the options of peft's layers"
+        if key == "peft"
+        else f"{key} (here {found}, in training {expected})"
         for key, (expected, found) in plain.items()
         if found != expected
     ]

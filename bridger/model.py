@@ -285,7 +285,8 @@ class BridgedModel(ManagedHeads):
             saved_as: which of the folder's heads; None: the only one.
 
         Warns:
-            UserWarning: the towers or Bridgers here are others than the head was trained with.
+            UserWarning: the towers or Bridgers here, or the options by which they stand together,
+                are others than the head was trained with; it says which.
 
         Raises:
             FileNotFoundError: the folder holds no head.

@@ -387,6 +387,29 @@ def test_a_head_at_other_stages_or_options_is_told_of(tmp_path: Path) -> None:
         other.load_head(tmp_path)
 
 
+def test_a_head_on_other_options_of_peft_is_told_of(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def tuned(alpha: int) -> BridgedModel:
+        torch.manual_seed(0)
+        vision, text = PAIRS["open_clip_vit"]()
+        lora = peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=["c_fc"])
+        return attach_bridgers(peft.get_peft_model(vision, lora), text, 2, None).with_heads()
+
+    model = tuned(16)
+    model.add_head("masks", ReferringSegmentationHead, **HEAD)
+    model.save_pretrained(tmp_path / "adapter")
+    model.save_head(tmp_path / "head", "masks")
+    towers = PAIRS["open_clip_vit"]()
+    again = BridgedModel.from_pretrained(tmp_path / "adapter", *towers, heads=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.load_head(tmp_path / "head")
+        tuned(16).load_head(tmp_path / "head")
+    with pytest.warns(UserWarning, match=r": the options of peft's layers differ;"):
+        tuned(4).load_head(tmp_path / "head")
+
+
 def test_what_cannot_be_loaded_is_named_and_leaves_the_model(tmp_path: Path) -> None:
     model = trained()
     model.save_pretrained(tmp_path / "adapter")
