@@ -76,6 +76,27 @@ def test_a_pixel_may_belong_to_several_classes(monkeypatch: pytest.MonkeyPatch) 
     assert [entry["words"] for entry in found.found()] in (["a", "b"], ["b", "a"])
 
 
+def test_regions_of_many_classes_are_made_when_asked_for() -> None:
+    made = []
+
+    def restore(cells: Tensor, _: Placement) -> Any:
+        made.append(len(cells))
+        return cells.numpy()
+
+    p = torch.rand(7, 4, 6)
+    pieces = (Piece(p, Placement.fit((4, 6), (4, 6))),)
+    found = SemanticPrediction.multi_label(PictureMaps(pieces, (4, 6), restore), "abcdefg", 0.5)
+    assert all(np.ndim(part) < 3 for name, part in vars(found).items() if name != "maps")
+    made.clear()
+    assert np.array_equal(found.mask(4), p[4].numpy() > 0.5) and made == [1]
+    assert np.array_equal(found.masks, p.numpy() > 0.5) and max(made) == 1
+    # Where each pixel has one class at most, its label tells.
+    p = torch.randn(8, 4, 6).softmax(dim=0)[:7]
+    single = SemanticPrediction.single_label(maps_of(p), "abcdefg", background=True, threshold=0.4)
+    assert np.array_equal(single.masks, single.labels == np.arange(7)[:, None, None])
+    assert single.masks.any() and (single.labels == BACKGROUND).any()
+
+
 def test_regions_are_drawn_and_named() -> None:
     p = torch.zeros(3, 40, 60)
     p[0, :20], p[2, 20:, 30:] = 0.9, 0.8

@@ -30,7 +30,8 @@ class SemanticPrediction:
         scores: (K,) float32, the mean probability of a class inside its region, 0 without one.
         shares: (K,) float32, the share of the picture that is a class's region.
         maps: the probabilities, not yet at the picture's size.
-        masks: (K, h, w) bool, the classes' regions where pixels may belong to several; else None.
+        threshold: where pixels may belong to several classes, above which probability one does;
+            None where each belongs to one at most.
     """
 
     names: tuple[str, ...]
@@ -38,7 +39,7 @@ class SemanticPrediction:
     scores: npt.NDArray[np.float32]
     shares: npt.NDArray[np.float32]
     maps: PictureMaps
-    masks: npt.NDArray[np.bool_] | None = None
+    threshold: float | None = None
 
     @classmethod
     def single_label(
@@ -76,20 +77,20 @@ class SemanticPrediction:
             names: of the classes.
             threshold: 0 to 1.
         """
-        masks = np.zeros((len(names), *maps.size), dtype=np.bool_)
         scores = np.zeros(len(names), dtype=np.float32)
+        shares = np.zeros(len(names), dtype=np.float32)
 
         def cut() -> Iterable[tuple[int, Maps]]:
             for first, chunk in maps.chunks():
                 for index, values in enumerate(chunk, first):
-                    masks[index] = values > threshold
-                    scores[index] = values[masks[index]].mean() if masks[index].any() else 0
+                    mask = values > threshold
+                    scores[index] = values[mask].mean() if mask.any() else 0
+                    shares[index] = mask.mean(dtype=np.float32)
                 yield first, chunk
 
         labels, best, _ = _most_probable(maps.size, cut())
         labels[best <= threshold] = BACKGROUND
-        shares = masks.mean(axis=(1, 2), dtype=np.float32)
-        return cls(tuple(names), labels, scores, shares, maps, masks)
+        return cls(tuple(names), labels, scores, shares, maps, threshold)
 
     def __len__(self) -> int:
         """Return K, the number of classes."""
@@ -100,11 +101,21 @@ class SemanticPrediction:
         """(K, h, w) float32, made anew each time: K times the picture may be gigabytes."""
         return np.asarray(self.maps)
 
+    @property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """(K, h, w) bool, the classes' regions, made anew each time as `probabilities` are."""
+        masks = np.empty((len(self), *self.labels.shape), dtype=np.bool_)
+        for index in range(len(self)):
+            masks[index] = self.mask(index)
+        return masks
+
     def mask(self, index: int) -> npt.NDArray[np.bool_]:
-        """Return the region (h, w) of a class by its number."""
-        region: npt.NDArray[np.bool_] = (
-            self.labels == index if self.masks is None else self.masks[index]
-        )
+        """Return the region (h, w) of a class by its number, 0 to K - 1."""
+        region: npt.NDArray[np.bool_]
+        if self.threshold is None:
+            region = self.labels == index
+        else:
+            region = self.maps[index : index + 1][0] > self.threshold
         return region
 
     def found(self) -> list[dict[str, Any]]:
