@@ -1,29 +1,24 @@
-"""Detection: results in the pictures' own pixels, chunks and templates, and what is refused."""
+"""Detection: results in the pictures' own pixels, chunks and templates."""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers_boxes import (
     CLASSES,
-    FIXED,
     SIZE,
     asked,
-    boxes,
-    joint,
     make,
     named,
     results,
     shaken,
     small_processor,
 )
-from helpers_heads import SPEC, features
 from PIL import Image
 
 import bridger
@@ -138,15 +133,30 @@ def test_chunks_of_classes_are_merged(processor: Processor) -> None:
     assert merged.pairs.num_classes == 3 and set(a.labels) == {0, 1, 2}
 
 
-@pytest.mark.parametrize(
-    "options", [{"threshold": 1.1}, {"threshold": -0.1}, {"nms": 2}, {"most": 0}]
-)
-def test_impossible_options_of_results_are_refused(
-    processor: Processor, options: dict[str, float]
-) -> None:
-    head = make(DetectionHead)
-    with pytest.raises(ValueError, match=next(iter(options))):
-        results(head, head(joint()), processor, **options)
+def test_a_long_fixed_list_is_asked_in_chunks() -> None:
+    vision, text, processor = bridger.load_tiny_clip()
+    names = tuple(f"thing {i}" for i in range(80))  # more than `ROWS_AT_ONCE`
+    model = bridger.attach_bridgers(vision, text).with_head(
+        DetectionHead, width=32, num_convs=1, classes=names, scores="fixed"
+    )
+    model.processor = processor
+    head = shaken(model.heads["head"])
+    with torch.no_grad():
+        head.parts.classification_head.cls_logits.bias.copy_(torch.randn(80))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
+    asked_at_once = head.texts(processor, None)
+    pixels, _ = processor.images([picture])
+    chunked, whole = (
+        answer(model.eval(), "head", pixels, asked_at_once, rows_at_once=n) for n in (64, 100)
+    )
+    torch.testing.assert_close(chunked.logits, whole.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(chunked.regression, whole.regression, atol=1e-4, rtol=1e-4)
+    assert chunked.pairs.classes.tolist() == list(range(80)) == chunked.pairs.rows.tolist()
+    options = {"threshold": 0.0, "agnostic": False, "most": 1000}
+    first, second = (model.predict(picture, rows_at_once=n, **options) for n in (64, 100))
+    assert first.names == names and first.labels.max() >= 64
+    assert len(first) == len(second)
+    np.testing.assert_allclose(first.scores, second.scores, atol=1e-4)
 
 
 def test_pairs_find_their_slots_and_join() -> None:
@@ -220,100 +230,3 @@ def test_names_of_boxes_in_one_place_stand_below_each_other() -> None:
         assert len(rows) > 15
         tops.append(rows[0])
     assert tops[1] < tops[2] < tops[0]  # the best one's first
-
-
-# Bad input.
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ([boxes()], "list of 2 dicts.*found 1"),
-        (torch.zeros(2, 4), "list of 2 dicts.*found Tensor"),
-        ([boxes(), {"boxes": torch.zeros(0, 4)}], "picture 1 must be a dict.*found"),
-        ([boxes(), torch.zeros(4)], "picture 1 must be a dict.*found Tensor"),
-        ([boxes(), {**boxes(), "boxes": torch.zeros(2, 5)}], r"'boxes' must have shape \(2, 4\)"),
-        ([boxes(), {**boxes(), "boxes": torch.zeros(2, 4)}], r"'labels' must have shape \(2,\)"),
-        ([boxes(), {**boxes(), "crowd": torch.zeros(3)}], r"'crowd' must have shape \(0,\)"),
-        ([boxes(), {**boxes((1, 1, 9, 9)), "crowd": torch.zeros(1)}], "'crowd' bool"),
-        ([boxes(), {**boxes((1, 1, 9, 9)), "labels": torch.zeros(1)}], "'labels' int64"),
-        ([boxes(), {**boxes((1, 1, 9, 9)), "boxes": torch.ones(1, 4).long()}], "must be float"),
-        ([boxes(), boxes((1, 1, 9, 9), (5, 5, 5, 9))], r"picture 1: box 1, .*no area"),
-        ([boxes((9, 9, 1, 1)), boxes()], "picture 0: box 0, .*no area"),
-        ([boxes((1, 1, math.nan, 9)), boxes()], "picture 0: box 0, .*no area"),
-        ([boxes((1, 1, 99, 9)), boxes()], "picture 0: box 0, .*out of the picture.*96 x 64"),
-        ([boxes((-3, 1, 9, 9)), boxes()], "picture 0: box 0, .*out of the picture"),
-        ([boxes((1, 1, 9, 9), labels=[3]), boxes()], "label 3, has a label that is none of 0 to 2"),
-        ([boxes((1, 1, 9, 9), labels=[-1]), boxes()], "label -1, .*none of 0 to 2"),
-    ],
-)
-def test_wrong_labels_are_named(bad: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(DetectionHead)(joint(), bad)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"width": 40}, "multiple of 32"),
-        ({"width": 0}, "width must be a whole number from 32"),
-        ({"num_convs": 1.5}, "num_convs must be a whole number"),
-        ({"extra_levels": "p5"}, "extra_levels='p5' is unknown"),
-        ({"scores": "linear"}, "scores='linear' is unknown"),
-        ({"scores": "fixed"}, "say which, classes="),
-        ({"classes": ("owl", "owl")}, "owl"),
-        ({"text_mode": "jont"}, "joint"),
-    ],
-)
-def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DetectionHead.from_spec(SPEC, **options)
-
-
-def test_a_fixed_list_answers_about_itself_alone(processor: Processor) -> None:
-    head = make(DetectionHead, **FIXED)
-    assert head.fixed_classes and not make(DetectionHead).fixed_classes
-    assert head.texts(processor, None).names == CLASSES
-    with pytest.raises(ValueError, match="fixed classes"):
-        head.texts(processor, ["owl", "dog"])
-    with pytest.raises(
-        ValueError, match="3 fixed classes, but the texts are about 4, from class 0"
-    ):
-        head(asked([0, 1, 2, 3], [0, 1, 2, 3]))
-    with pytest.raises(ValueError, match="3 fixed classes, but the texts are about 2"):
-        head(asked([0, 1], [0, 1]), [boxes(), boxes()])
-    late = asked([0, 1], [0, 1])
-    with pytest.raises(ValueError, match="are about 2, from class 2 on"):
-        head(replace(late, mentions=replace(late.mentions, first_class=2)))
-
-
-def test_a_long_fixed_list_is_asked_in_chunks() -> None:
-    vision, text, processor = bridger.load_tiny_clip()
-    names = tuple(f"thing {i}" for i in range(80))  # more than `ROWS_AT_ONCE`
-    model = bridger.attach_bridgers(vision, text).with_head(
-        DetectionHead, width=32, num_convs=1, classes=names, scores="fixed"
-    )
-    model.processor = processor
-    head = shaken(model.heads["head"])
-    with torch.no_grad():
-        head.parts.classification_head.cls_logits.bias.copy_(torch.randn(80))
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
-    asked_at_once = head.texts(processor, None)
-    pixels, _ = processor.images([picture])
-    chunked, whole = (
-        answer(model.eval(), "head", pixels, asked_at_once, rows_at_once=n) for n in (64, 100)
-    )
-    torch.testing.assert_close(chunked.logits, whole.logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(chunked.regression, whole.regression, atol=1e-4, rtol=1e-4)
-    assert chunked.pairs.classes.tolist() == list(range(80)) == chunked.pairs.rows.tolist()
-    options = {"threshold": 0.0, "agnostic": False, "most": 1000}
-    first, second = (model.predict(picture, rows_at_once=n, **options) for n in (64, 100))
-    assert first.names == names and first.labels.max() >= 64
-    assert len(first) == len(second)
-    np.testing.assert_allclose(first.scores, second.scores, atol=1e-4)
-
-
-def test_features_of_other_towers_are_refused() -> None:
-    other = replace(SPEC, sentence_width=16)
-    with pytest.raises(ValueError, match="was built for"):
-        make(DetectionHead)(features(other))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ NEVER = -1e4
 """A logit whose focal loss and score are exactly 0, in the loss and in results, and no nan."""
 
 ROUNDING = 0.5  # pixels that a box may reach out of its picture
+DTYPES = {"boxes": "float", "labels": "int64", "crowd": "bool"}
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,24 @@ class Boxes:
     crowd: Tensor
 
 
-def check_boxes(
-    labels: Any, images: int, classes: int, image_size: tuple[int, int], device: torch.device
-) -> list[Boxes]:
+def check_boxes(labels: Any, images: int, classes: int, image_size: tuple[int, int]) -> list[Boxes]:
     """Read the labels of B pictures.
 
     Args:
         labels: a list of B dicts {"boxes": (n, 4) float, "labels": (n,) int64, "crowd": (n,) bool,
-            optional}; n may be 0.
+            optional}; n may be 0. COCO's other keys ("area", "image_id") are not read.
         images: B.
         classes: K.
         image_size: (H, W) of the input.
-        device: where they go.
+
+    Returns:
+        B labels on the CPU: choosing rows from them there waits for no other device.
 
     Raises:
-        ValueError: they have another form, a box lies outside of the picture or has no area, or a
-            label is no class; the message names the picture and the box.
+        TypeError: a key of a dict holds no tensor.
+        ValueError: they have another form, crowds are called otherwise, a box lies outside of the
+            picture or has no area, or a label is no class; the message names the picture and the
+            box.
     """
     if not isinstance(labels, Sequence) or len(labels) != images:
         found = f"{len(labels)} of them" if isinstance(labels, Sequence) else type(labels).__name__
@@ -56,35 +59,43 @@ def check_boxes(
             f"and 'labels' (n,), found {found}"
         )
     return [
-        _check_picture(f"labels of picture {i}", given, classes, image_size, device)
+        _check_picture(f"labels of picture {i}", given, classes, image_size)
         for i, given in enumerate(labels)
     ]
 
 
-def _check_picture(
-    where: str, given: Any, classes: int, image_size: tuple[int, int], device: torch.device
-) -> Boxes:
+def _check_picture(where: str, given: Any, classes: int, image_size: tuple[int, int]) -> Boxes:
     if not isinstance(given, Mapping) or not {"boxes", "labels"} <= set(given):
         found = sorted(given) if isinstance(given, Mapping) else type(given).__name__
         raise ValueError(f"{where} must be a dict with 'boxes' and 'labels', found {found}")
-    boxes, labels = given["boxes"], given["labels"]
-    crowd = given.get("crowd", torch.zeros(len(labels), dtype=torch.bool))
-    wanted = (
-        ("boxes", boxes, (len(boxes), 4)),
-        *((name, value, (len(boxes),)) for name, value in (("labels", labels), ("crowd", crowd))),
-    )
-    for name, value, shape in wanted:
-        if tuple(value.shape) != shape:
-            raise ValueError(
-                f"{where}: {name!r} must have shape {shape}, found {tuple(value.shape)}"
+    if "iscrowd" in given:
+        raise ValueError(
+            f"{where}: COCO's 'iscrowd' is called 'crowd' here and is bool: pass "
+            f"'crowd': iscrowd.bool(), or a crowd would be learned as an object"
+        )
+    parts = {name: given[name] for name in DTYPES if name in given}
+    for name, value in parts.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{where}: {name!r} must be a tensor of {DTYPES[name]}, found "
+                f"{type(value).__name__}; make it one by torch.as_tensor"
             )
+    n = len(parts["boxes"]) if parts["boxes"].ndim else "n"
+    for name, value in parts.items():
+        expected, found = f"({n}, 4)" if name == "boxes" else f"({n},)", str(tuple(value.shape))
+        if found != expected:
+            raise ValueError(f"{where}: {name!r} must have shape {expected}, found {found}")
+    boxes, labels, crowd = parts["boxes"], parts["labels"], parts.get("crowd")
+    if crowd is None:
+        crowd = torch.zeros(len(boxes), dtype=torch.bool)
     if not boxes.is_floating_point() or labels.dtype != torch.int64 or crowd.dtype != torch.bool:
         raise ValueError(
             f"{where}: 'boxes' must be float, 'labels' int64 and 'crowd' bool, found "
             f"{boxes.dtype}, {labels.dtype} and {crowd.dtype}"
         )
-    _check_numbers(where, boxes, labels, classes, image_size)
-    return Boxes(boxes.to(device, torch.float32), labels.to(device), crowd.to(device))
+    checked = Boxes(boxes.to("cpu", torch.float32), labels.cpu(), crowd.cpu())
+    _check_numbers(where, checked.boxes, checked.labels, classes, image_size)
+    return checked
 
 
 def _check_numbers(
@@ -113,9 +124,9 @@ def row_targets(pictures: Sequence[Boxes], pairs: Pairs, real: Tensor) -> list[d
     """Return the targets of all B*S rows: every row is an image to FCOS, with classes of its own.
 
     Args:
-        pictures: B labels.
-        pairs: which row asks for which class.
-        real: (B, S) bool, false at rows that are padding: they have no targets.
+        pictures: B labels, on the CPU.
+        pairs: which row asks for which class; its device is that of the targets.
+        real: (B, S) bool, on the CPU, false at rows that are padding: they have no targets.
 
     Returns:
         For each row "boxes" (n, 4) of the classes that it mentions, "labels" (n,), their slots,
@@ -124,26 +135,45 @@ def row_targets(pictures: Sequence[Boxes], pairs: Pairs, real: Tensor) -> list[d
     Raises:
         ValueError: a picture has a label whose rows are all padding.
     """
-    targets = []
+    slot_of = pairs.slot_of.cpu()
+    asked = []
     for i, picture in enumerate(pictures):
-        slots = pairs.slot_of[:, picture.labels].masked_fill(~real[i, :, None], -1)  # (S, n)
+        slots = slot_of[:, picture.labels].masked_fill(~real[i, :, None], -1)  # (S, n)
         if (unasked := (slots < 0).all(dim=0)).any():
             box = int(unasked.nonzero()[0])
             raise ValueError(
                 f"labels of picture {i}: box {box} has label {int(picture.labels[box])}, about "
                 f"which the picture is not asked: expression_mask is false there"
             )
-        for row in slots:
-            objects, crowds = (row >= 0) & ~picture.crowd, (row >= 0) & picture.crowd
-            targets.append(
-                {
-                    "boxes": picture.boxes[objects],
-                    "labels": row[objects],
-                    "crowd_boxes": picture.boxes[crowds],
-                    "crowd_labels": row[crowds],
-                }
-            )
-    return targets
+        asked.append(slots)
+    device = pairs.rows.device
+    objects, crowds = (_split_by_row(pictures, asked, crowd, device) for crowd in (False, True))
+    return [
+        {"boxes": boxes, "labels": labels, "crowd_boxes": crowd_boxes, "crowd_labels": crowd_labels}
+        for (boxes, labels), (crowd_boxes, crowd_labels) in zip(objects, crowds, strict=True)
+    ]
+
+
+def _split_by_row(
+    pictures: Sequence[Boxes], asked: Sequence[Tensor], crowd: bool, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the boxes and slots of every row, moved to the device all at once.
+
+    Args:
+        pictures: B labels.
+        asked: of each picture the slots (S, n) of its boxes, -1 in rows that do not ask for them.
+        crowd: whether crowds are wanted, or objects.
+        device: where they go.
+    """
+    boxes, labels, counts = [], [], []
+    for picture, slots in zip(pictures, asked, strict=True):
+        rows, wanted = ((slots >= 0) & (picture.crowd == crowd)).nonzero(as_tuple=True)
+        boxes.append(picture.boxes[wanted])
+        labels.append(slots[rows, wanted])
+        counts.append(rows.bincount(minlength=len(slots)))
+    sizes = torch.cat(counts).tolist()
+    moved = (torch.cat(parts).to(device).split(sizes) for parts in (boxes, labels))
+    return zip(*moved, strict=True)
 
 
 class SparingCrowds(nn.Module):

@@ -82,12 +82,17 @@ class BoxHead(Head):
     """Finds boxes by FCOS (Tian et al., ICCV 2019), of which torchvision's parts do the work.
 
     Every row is an image to FCOS, and the classes of that image are those that the row mentions. A
-    cell scores for a class by its likeness to the class's text,
+    cell of a row scores for a class by its likeness to the class's text in that row,
 
-        logit = exp(t) * cos(cell, text) + b,     text = mean over its mentions of `TextEmbedding`
+        logit = exp(t) * cos(cell, text) + b,
 
-    or by a convolution with fixed classes as in FCOS itself. Matching, losses (focal, GIoU,
-    centerness), box coding, NMS and the FPN are torchvision's.
+        text = mean of `TextEmbedding` over the row's mentions of the class
+
+    or by a convolution with fixed classes as in FCOS itself. A mean is thus taken of the synonyms
+    that are packed into one row. Where several rows mention a class (templates, and synonyms where
+    each is a row of its own), each row finds boxes by itself, and NMS joins them: of boxes that
+    overlap the best one is left, much like a maximum. Matching, losses (focal, GIoU, centerness),
+    box coding, NMS and the FPN are torchvision's.
 
     Labels are a list of B dicts {"boxes": (n, 4) float, x0 y0 x1 y1 in pixels of the input,
     "labels": (n,) int64 class numbers, "crowd": (n,) bool, optional}; n may be 0. Crowds are no
@@ -178,9 +183,8 @@ class BoxHead(Head):
         )
         if labels is None:
             return output
-        pictures = check_boxes(
-            labels, len(logits), pairs.num_classes, features.image_size, logits.device
-        )
+        pictures = check_boxes(labels, len(logits), pairs.num_classes, features.image_size)
+        real = real.cpu()
         self.check_labels(pictures, real)
         output.losses = self._losses(output, row_targets(pictures, pairs, real))
         output.loss = torch.stack([*output.losses.values()]).sum()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +51,8 @@ class DetectionConfig(BoxConfig, ClassNamesConfig):
 class DetectionHead(BoxHead, ClassNamesHead):
     """Finds the boxes of all objects of the classes that it is asked about.
 
-    A class that several rows mention (in several templates) is found by each of them, and the last
-    NMS makes one of what they found.
+    A class that several rows mention (in several templates, or by synonyms in separate mode) is
+    found by each of them, and the last NMS makes one of what they found.
 
     Args:
         spec: what the bridged towers offer.
@@ -94,14 +96,11 @@ class DetectionHead(BoxHead, ClassNamesHead):
                 those of one class, as mean average precision wants it.
 
         Raises:
+            TypeError: an option is no number, or `most` no whole one.
             ValueError: an option is out of its range.
         """
         assert isinstance(output, BoxOutput)
-        for name, value in (("threshold", threshold), ("nms", nms)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} lies between 0 and 1, got {value}")
-        if most < 1:
-            raise ValueError(f"most is a number of boxes, 1 or more, got {most}")
+        _check_options(threshold, nms, most)
         found = find_boxes(
             output,
             processor.image_size,
@@ -116,6 +115,18 @@ class DetectionHead(BoxHead, ClassNamesHead):
             )
             for rows, placement in zip(found, placements, strict=True)
         ]
+
+
+def _check_options(threshold: Any, nms: Any, most: Any) -> None:
+    for name, value in (("threshold", threshold), ("nms", nms)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} is a number between 0 and 1, got {value!r}")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} lies between 0 and 1, got {value}")
+    if not isinstance(most, Integral) or isinstance(most, bool):
+        raise TypeError(f"most is a whole number of boxes, got {most!r}")
+    if most < 1:
+        raise ValueError(f"most is a number of boxes, 1 or more, got {most}")
 
 
 def _join(
