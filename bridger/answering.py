@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -163,10 +163,13 @@ def joined(words: Any, images: Sequence[Any]) -> list[Any]:
     """Return one entry of words for each picture of several: the same ones, or as many.
 
     Raises:
+        TypeError: the words are no list.
         ValueError: as many texts as pictures are missing.
     """
     if words is None:
         return [None] * len(images)
+    if not isinstance(words, Sized):
+        raise TypeError(f"{len(images)} pictures need as many texts, got {words!r}")
     if isinstance(words, str) or len(words) != len(images):
         count = 1 if isinstance(words, str) else len(words)
         raise ValueError(f"{len(images)} pictures need as many texts, got {count}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +15,35 @@ def did_you_mean(name: str, known: list[str]) -> str:
     """Return the end of an error message: the nearest known names, or all of them."""
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {sorted(known)}"
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least `least`, with a ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        kind = "positive integer" if least == 1 else f"whole number, {least} or more"
+        raise ValueError(f"{name} must be a {kind}, got {value!r}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse what is no finite number of 0 or more, with a ValueError."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number, 0 or more, got {value!r}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse what is no number of at least 0 and below 1, with a ValueError."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False, with a ValueError."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)

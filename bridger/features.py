@@ -49,6 +49,10 @@ class Mentions:
         tokens: (1, M, L) or (B, M, L) bool, true at the tokens of its row that name the class.
         num_classes: K.
         first_class: where these are a chunk of a longer list, the number there of class 0.
+
+    Raises:
+        ValueError: shapes do not fit together, or numbers are not in these ranges. Numbers are
+            looked at on the CPU alone, since a GPU would have to be waited for.
     """
 
     rows: Tensor
@@ -56,6 +60,26 @@ class Mentions:
     tokens: Tensor
     num_classes: int
     first_class: int = 0
+
+    def __post_init__(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        shapes = [tuple(part.shape) for part in (self.rows, self.classes, self.tokens)]
+        if len(shapes[2]) != 3 or shapes[:2] != [shapes[2][1:2]] * 2:
+            raise ValueError(
+                f"mentions must have rows (M,), classes (M,) and tokens (1 or B, M, L), got "
+                f"{', '.join(map(str, shapes))}"
+            )
+        if self.classes.device.type != "cpu":
+            return
+        found = sorted(set(self.classes.tolist()))
+        if found != list(range(self.num_classes)):
+            raise ValueError(
+                f"every class from 0 to {self.num_classes - 1} must be mentioned, and no other, "
+                f"got mentions of {found}"
+            )
+        if (self.rows < 0).any():
+            raise ValueError(f"rows of mentions begin with 0, got {self.rows.tolist()}")
 
     @classmethod
     def of_expressions(cls, token_mask: Tensor, expressions: int) -> Mentions:
@@ -76,10 +100,12 @@ class Mentions:
             ValueError: it is about other texts.
         """
         missing = length - self.tokens.shape[-1]
-        last = int(self.rows.max())
-        if missing < 0 or len(self.tokens) not in (1, images) or last >= expressions:
+        on_cpu = self.rows.device.type == "cpu"  # a GPU would have to be waited for
+        far = on_cpu and bool((self.rows >= expressions).any())
+        if missing < 0 or len(self.tokens) not in (1, images) or far:
+            rows = f" and rows up to {int(self.rows.max())}" if far else ""
             raise ValueError(
-                f"mentions with tokens {tuple(self.tokens.shape)} and rows up to {last} do not fit "
+                f"mentions with tokens {tuple(self.tokens.shape)}{rows} do not fit "
                 f"{images} images with {expressions} texts of {length} tokens each"
             )
         if not missing:

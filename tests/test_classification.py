@@ -289,3 +289,19 @@ def test_fixed_classes_are_not_asked_about_others() -> None:
             model.predict(picture, words)
     with pytest.raises(ValueError, match="2 fixed classes, but the texts are about 3"):
         model.heads["head"](given(model.encoder.spec), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("scores", ["text", "fixed"])
+def test_only_none_asks_about_the_trained_classes(scores: str) -> None:
+    model = tiny(scores=scores, classes=("owl", "drum"))
+    picture = make_scene("val", 0).image
+    assert model.predict(picture).names == ("owl", "drum")
+    with pytest.raises(ValueError, match="at least one class name, found none"):
+        model.predict(picture, [])
+    for words in (5, np.array(["owl", "drum"]), {"owl": 1}):
+        with pytest.raises(TypeError, match="expected a list of class names, found"):
+            model.predict(picture, words)
+    with pytest.raises(ValueError, match="keeps no class names of its own"):
+        tiny().predict(picture)
+    with pytest.raises(TypeError, match="2 pictures need as many texts, got 5"):
+        model.predict([picture, picture], 5)

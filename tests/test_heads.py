@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from helpers_heads import SPEC
+from helpers_words import word_tokenizer
+from test_processing import MEAN, STD
 from torch import Tensor, nn
 
 from bridger.config import Config
@@ -75,6 +80,31 @@ def test_a_taken_name_is_refused(names: None) -> None:
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'referring_segmentation'"):
         get_head("refering_segmentation")
+
+
+@dataclass
+class Spread(HeadOutput):
+    spread: Tensor | None = None
+
+
+def test_an_output_with_fields_of_its_own_is_not_joined_without_them() -> None:
+    head = CountHead.from_spec(SPEC)
+    parts = [Spread(torch.zeros(1, n), spread=torch.ones(1, n)) for n in (2, 3)]
+    assert head.merge(parts[:1]) is parts[0]
+    with pytest.raises(TypeError, match=r"CountHead was asked in 2 chunks.*Spread.*override merge"):
+        head.merge(parts)
+    assert head.merge([HeadOutput(part.logits) for part in parts]).logits.shape == (1, 5)
+
+
+def test_words_that_are_no_sentences() -> None:
+    head = CountHead.from_spec(SPEC)
+    processor = Processor(32, MEAN, STD, word_tokenizer(), 12)
+    assert head.texts(processor, np.array(["the dog", "owl"])).names == ("the dog", "owl")
+    for words in (5, ["dog", 3], b"dog", [("dog", "owl")]):
+        with pytest.raises(TypeError, match="expected sentences, one string each, got"):
+            head.texts(processor, words)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one sentence"):
+        head.texts(processor, [])
 
 
 def test_heads_load_no_heavy_libraries() -> None:

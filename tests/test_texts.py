@@ -296,3 +296,32 @@ def test_sentences_are_chunked_too() -> None:
     assert [chunk.names for chunk in texts.chunks(2)] == [("dog", "the cat"), ("owl",)]
     with pytest.raises(ValueError, match="at least one sequence, got 0"):
         texts.chunks(0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "shape", "message"),
+    [
+        ([0, 1, 2], [0, 1], (1, 2, 4), r"rows \(M,\).* got \(3,\), \(2,\), \(1, 2, 4\)"),
+        ([0, 1], [0, 1], (2, 4), r"tokens \(1 or B, M, L\), got .*\(2, 4\)"),
+        ([0, 1], [0, 1], (1, 3, 4), "rows"),
+        ([0, 1], [0, 2], (1, 2, 4), r"from 0 to 1 must be mentioned.*got mentions of \[0, 2\]"),
+        ([0, 1], [-1, 0], (1, 2, 4), r"got mentions of \[-1, 0\]"),
+        ([0, 1], [1, 1], (1, 2, 4), r"got mentions of \[1\]"),
+        ([0, -1], [0, 1], (1, 2, 4), r"begin with 0, got \[0, -1\]"),
+    ],
+)
+def test_bad_mentions(
+    rows: list[int], classes: list[int], shape: tuple[int, ...], message: str
+) -> None:
+    tokens = torch.ones(shape, dtype=torch.bool)
+    with pytest.raises(ValueError, match=message):
+        Mentions(torch.tensor(rows), torch.tensor(classes), tokens, 2)
+
+
+def test_mentions_of_texts_that_are_not_there() -> None:
+    tokens = torch.ones(1, 2, 4, dtype=torch.bool)
+    mentions = Mentions(torch.tensor([0, 3]), torch.tensor([0, 1]), tokens, 2)
+    assert mentions.fitted(2, 4, 6).tokens.shape == (1, 2, 6)
+    for given in ((2, 3, 4), (2, 4, 3)):
+        with pytest.raises(ValueError, match="do not fit 2 images"):
+            mentions.fitted(*given)

@@ -27,6 +27,8 @@ and a loss when there are labels.
 How targets look: the head says so; segmentation targets are (B[, N], H, W) at the size of the
 picture, and the head resizes them. `expression_mask` (B, N) is false at the expressions that
 only fill up a ragged batch: they take no part in the loss.
+Many texts are asked in chunks, whose outputs `merge` joins again along N; a head whose output has
+fields of its own overrides it.
 What a user sees: `results` turns an output into what `predict` returns, at the pictures' own
 sizes; its options are those of `predict`.
 How it is saved: under its registered name, with `config.to_dict()` and its state dict;
@@ -39,7 +41,7 @@ another package is known as soon as its module is imported.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -154,14 +156,28 @@ class Head(nn.Module, ABC):
         """
         if words is None:
             raise ValueError("say what to look for: predict(image, 'the dog on the left')")
-        if not isinstance(words, str) and not all(isinstance(w, str) for w in words):
+        sentences = [words] if isinstance(words, str) else words
+        if not isinstance(sentences, Iterable):
             raise TypeError(f"expected sentences, one string each, got {words!r}")
-        return Texts.of_sentences(processor, words)  # type: ignore[arg-type]
+        sentences = list(sentences)
+        if not all(isinstance(sentence, str) for sentence in sentences):
+            raise TypeError(f"expected sentences, one string each, got {words!r}")
+        return Texts.of_sentences(processor, sentences)  # type: ignore[arg-type]
 
     def merge(self, outputs: Sequence[HeadOutput]) -> HeadOutput:
-        """Join the outputs for one batch of pictures that was asked about texts in chunks."""
+        """Join the outputs for one batch of pictures that was asked about texts in chunks.
+
+        Raises:
+            TypeError: the outputs have fields of the head's own, and it does not join them.
+        """
         if len(outputs) == 1:
             return outputs[0]
+        if type(outputs[0]) is not HeadOutput:
+            raise TypeError(
+                f"{type(self).__name__} was asked in {len(outputs)} chunks of texts, and only it "
+                f"can join the fields of its {type(outputs[0]).__name__}: let it override "
+                f"merge(outputs), or ask less at once"
+            )
         scored = [output.no_target for output in outputs if output.no_target is not None]
         return HeadOutput(
             torch.cat([output.logits for output in outputs], dim=1),

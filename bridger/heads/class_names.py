@@ -70,7 +70,9 @@ class ClassNamesHead(Head):
                 those that the head was built for where these are fixed.
         """
         config = self.config
-        classes = [words] if isinstance(words, str) else list(words or config.classes)
+        classes = [words] if isinstance(words, str) else config.classes if words is None else words
+        if words is not None:
+            check_class_names(classes)
         if self.fixed_classes and [*map(names_of, classes)] != [*map(names_of, config.classes)]:
             raise ValueError(
                 f"this head knows {len(config.classes)} fixed classes and answers about all of "

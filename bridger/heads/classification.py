@@ -183,9 +183,12 @@ class ClassificationHead(ClassNamesHead):
 
     def merge(self, outputs: Sequence[HeadOutput]) -> HeadOutput:
         """Join chunks: their classes, or of fixed classes the mean over all rows of text."""
-        if not self.fixed_classes or len(outputs) == 1:
-            return super().merge(outputs)
+        if len(outputs) == 1:
+            return outputs[0]
         rows = [output.rows for output in outputs if isinstance(output, ClassificationOutput)]
+        if not self.fixed_classes:
+            logits = torch.cat([output.logits for output in outputs], dim=1)
+            return ClassificationOutput(logits, rows=sum(rows))
         weighted = [output.logits * count for output, count in zip(outputs, rows, strict=True)]
         return ClassificationOutput(torch.stack(weighted).sum(dim=0) / sum(rows), rows=sum(rows))
 
