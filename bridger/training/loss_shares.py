@@ -1,4 +1,13 @@
-"""How much each head's loss in a batch counts in an update, and what is logged of it."""
+"""How much each head's loss in a batch counts in an update, and what is logged of it.
+
+A batch's loss counts by its items: real expressions, or pictures for heads that read class names.
+Where a head's loss is a mean over these, as of masks, the update's loss is the mean over all of
+its items. Other heads divide by something else in each batch: detection and comprehension by the
+cells matched to a true box; semantic segmentation by the cells, classification by the pictures
+(multi-label: pairs of picture and class), that are not IGNORE or padding. Their update's loss is
+near to that of one large batch, and the same only where all batches have as many of these for
+each of their items.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +24,10 @@ from bridger.model import BridgedModel
 
 
 def items_by_head(model: BridgedModel, batch: Mapping[str, Any]) -> dict[str, int]:
-    """Return over how many items of a batch each head's loss is a mean.
+    """Return by how many items of a batch each head's loss in it counts.
 
-    Real expressions; of heads that read class names, pictures; none of a head without labels.
+    Real expressions; of heads that read class names, pictures; none of a head without labels. Not
+    every loss is a mean over just these, see above.
     """
     targets = model.targets(batch.get("labels"))
     flat = {key: batch.get(key) for key in TEXT_KEYS}

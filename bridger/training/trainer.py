@@ -39,11 +39,15 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
     saves one, then raises KeyboardInterrupt. Of a run that was killed, the last checkpoint that
     was written to its end counts.
 
-    Under `torchrun` or `accelerate launch` several processes share each update. Its loss is the
-    mean over the real expressions of all of them (of heads that read class names, over their
-    pictures), over accumulated batches too, and BatchNorm of Bridgers and heads normalises over
-    all, so that a run does not depend on the devices it has. Heads whose loss has weight 0 rest.
-    With FSDP2 the towers' parameters are spread over them, the trained ones too.
+    Under `torchrun` or `accelerate launch` several processes share each update. Its loss is that
+    of their batches, and of accumulated ones, each weighted by its real expressions (of heads that
+    read class names, by its pictures), and BatchNorm of Bridgers and heads normalises over all.
+    For masks of expressions this is the mean over all of them, so that a run does not depend on
+    the devices it has. Of the other heads it is so only nearly: detection and comprehension
+    divide by a batch's cells matched to a true box, semantic segmentation and classification by
+    what is not IGNORE or padding, so that their runs depend a little on how an update is divided
+    into batches (`bridger.training.loss_shares`). Heads whose loss has weight 0 rest. With FSDP2 the towers'
+    parameters are spread over them, the trained ones too.
 
     Args:
         model: the bridged model; towers keep their place, whatever is trained.
@@ -182,7 +186,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> dict[str, int]:
-        """Count what each head's loss is a mean over, in all batches and processes of an update."""
+        """Count what each head's losses are weighted by, in all of an update's batches."""
         counts = [items_by_head(self.model, batch) for batch in batch_samples]
         return {
             name: distributed.total(sum(each[name] for each in counts), self.args.device)
@@ -196,10 +200,10 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: dict[str, int] | None = None,
     ) -> Any:
-        """Return this batch's share in the update's loss: of each head the mean over its items.
+        """Return this batch's share in the update's loss: of each head that of its items in all.
 
-        Heads give the mean over a batch's own; several processes' gradients are averaged later.
-        Without `num_items_in_batch`, and in evaluation, the heads' means.
+        Several processes' gradients are averaged later. Without `num_items_in_batch`, and in
+        evaluation, the heads' own losses of the batch.
         """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if num_items_in_batch is not None and model.training:
