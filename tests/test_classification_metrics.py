@@ -134,3 +134,17 @@ def test_heads_for_one_class_need_pictures_of_one(tmp_path: Path) -> None:
         evaluate_classification(model_with("label"), several)
     found = evaluate_classification(model_with("label", multi_label=True), several)
     assert found.multi_label and 0 < found.metrics()["mAP"] <= 1
+
+
+def test_a_fixed_list_is_judged_by_names_on_other_lists(tmp_path: Path) -> None:
+    listed = ("tree", "moon", "owl")  # not the data's order, and one that they do not know
+    model, data = model_with("label", scores="fixed", classes=listed), classified(tmp_path)
+    with torch.no_grad():
+        model.heads["label"].scores.linear.bias.copy_(torch.tensor([2.0, 9.0, 1.0]))
+    found = evaluate_classification(model, data, batch_size=2)
+    assert found.seen == (True, False, False, True)  # owl, drum, car, tree
+    for case in found.cases:
+        assert case.logits[[1, 2]].tolist() == [-np.inf, -np.inf]
+        assert case.logits[3] > case.logits[0]
+    trees = [case.labels == (3,) for case in found.cases]
+    assert found.metrics()["top1"] == pytest.approx(np.mean(trees))

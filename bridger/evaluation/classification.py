@@ -22,7 +22,13 @@ from bridger.evaluation.labelled import (
     mean_of_defined,
 )
 from bridger.evaluation.metrics import Counts, Floats, Ratio, values_of
-from bridger.evaluation.pictures import MeanSoFar, Report, head_for, judge_pictures
+from bridger.evaluation.pictures import (
+    MeanSoFar,
+    Report,
+    head_for,
+    judge_pictures,
+    places_of,
+)
 from bridger.evaluation.ranking import average_precisions, ranks
 from bridger.heads import HeadOutput
 from bridger.model import BridgedModel
@@ -170,7 +176,7 @@ def evaluate_classification(
 
     Args:
         model: the model, with its processor; its modules' modes are restored at the end.
-        data: the split; the head is asked about all of its classes.
+        data: the split; the head is asked about all of its classes, or about its own fixed list.
         head: which head answers, where there are several.
         batch_size: pictures that are computed together.
         report: called after every batch with how many pictures of this process's share are done,
@@ -195,7 +201,9 @@ def evaluate_classification(
         placements: list[Placement],
         texts: Texts,
     ) -> list[ClassificationCase]:
-        rows = output.logits.float().cpu().numpy()
+        places = places_of(texts, data)
+        rows = np.full((len(pictures), len(data.classes)), -np.inf, dtype=np.float32)
+        rows[:, places[places >= 0]] = output.logits.float().cpu().numpy()[:, places >= 0]
         return [
             ClassificationCase(str(picture.image_path), picture.key, picture.labels, scores)
             for picture, scores in zip(pictures, rows, strict=True)

@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from bridger.data.labelled import BoxedPicture, LabelledDataset
 from bridger.evaluation.labelled import LabelledEvaluation, PictureCase, by_name, defined
 from bridger.evaluation.metrics import Floats
-from bridger.evaluation.pictures import Report, head_for, judge_pictures
+from bridger.evaluation.pictures import Report, head_for, judge_pictures, places_of
 from bridger.heads import HeadOutput
 from bridger.model import BridgedModel
 from bridger.processing import Placement, Processor
@@ -199,12 +200,13 @@ def evaluate_detection(
 ) -> DetectionEvaluation:
     """Judge a detection head by COCO's average precision, over all classes at once.
 
-    Boxes are those of `predict` at threshold 0, in the pictures' own pixels. Several processes
+    Boxes are those of `predict` at threshold 0 with `agnostic=False`, at most 100 a picture, in its
+    own pixels. Several processes
     share the pictures as in `bridger.evaluation.evaluate`.
 
     Args:
         model: the model, with its processor; its modules' modes are restored at the end.
-        data: the split; the head is asked about all of its classes.
+        data: the split; the head is asked about all of its classes, or about its own fixed list.
         head: which head answers, where there are several.
         batch_size: pictures that are computed together.
         report: called after every batch with how many pictures of this process's share are done,
@@ -229,8 +231,9 @@ def evaluate_detection(
         results = chosen.results(
             output, processor, placements, texts, threshold=0.0, agnostic=False
         )
+        places = places_of(texts, data)
         return [
-            _case(picture, found, placement.size)
+            _case(picture, found, places, placement.size)
             for picture, found, placement in zip(pictures, results, placements, strict=True)
         ]
 
@@ -238,8 +241,10 @@ def evaluate_detection(
     return DetectionEvaluation.of(data, chosen, cases)
 
 
-def _case(picture: BoxedPicture, found: Any, size: tuple[int, int]) -> DetectionCase:
-    """Set a picture's boxes beside those that were found."""
+def _case(
+    picture: BoxedPicture, found: Any, places: npt.NDArray[np.int64], size: tuple[int, int]
+) -> DetectionCase:
+    """Set a picture's boxes beside those that were found, in the data set's numbers."""
     picture.require_size(size)
     true = zip(
         picture.boxes.tolist(),
@@ -248,7 +253,14 @@ def _case(picture: BoxedPicture, found: Any, size: tuple[int, int]) -> Detection
         picture.areas.tolist(),
         strict=True,
     )
-    predicted = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    labels = places[found.labels]
+    known = labels >= 0
+    predicted = zip(
+        found.boxes[known].tolist(),
+        labels[known].tolist(),
+        found.scores[known].tolist(),
+        strict=True,
+    )
     return DetectionCase(
         image=str(picture.image_path),
         picture=picture.key,

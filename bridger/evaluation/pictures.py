@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bridger.answering import answer
+from bridger.class_phrases import ClassName, names_of
 from bridger.data.labelled import LabelledDataset, LabelledPicture
 from bridger.evaluation.ranks import gather, rank_and_world
 from bridger.freezing import in_eval_mode
@@ -102,7 +105,7 @@ def judge_pictures(
     if not len(data):
         raise ValueError(f"{data!r} has no picture to judge")
     data.require_pictures()
-    texts = model.heads[head].texts(processor, data.classes)
+    texts = model.heads[head].texts(processor, asked_of(model.heads[head], data))
 
     def judge(batch: range) -> list[CaseT]:
         pictures = [data[index] for index in batch]
@@ -113,6 +116,21 @@ def judge_pictures(
     batches = [range(at, min(at + batch_size, len(data))) for at in starts]
     judged = judge_batches(model, batches, judge, len, so_far, report)
     return [case for cases in judged for case in cases]
+
+
+def asked_of(head: Any, data: LabelledDataset[Any]) -> Sequence[ClassName] | None:
+    """Return the classes that a head is asked about: the data set's, or its own fixed list."""
+    return None if getattr(head, "fixed_classes", False) else data.classes
+
+
+def places_of(texts: Texts, data: LabelledDataset[Any]) -> npt.NDArray[np.int64]:
+    """Return the number in the data set of every class that was asked, -1 where it has none.
+
+    They are the same unless the head has a fixed list: of the data set's classes those that it
+    lacks are never found, and what it finds of others is nothing that the data set knows.
+    """
+    numbers = {names_of(entry)[0]: number for number, entry in enumerate(data.classes)}
+    return np.array([numbers.get(name, -1) for name in texts.names], dtype=np.int64)
 
 
 def processor_for(model: BridgedModel, batch_size: int) -> Processor:
