@@ -46,8 +46,8 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
     the devices it has. Of the other heads it is so only nearly: detection and comprehension
     divide by a batch's cells matched to a true box, semantic segmentation and classification by
     what is not IGNORE or padding, so that their runs depend a little on how an update is divided
-    into batches (`bridger.training.loss_shares`). Heads whose loss has weight 0 rest. With FSDP2 the towers'
-    parameters are spread over them, the trained ones too.
+    into batches (`bridger.training.loss_shares`). Heads whose loss has weight 0 rest. With FSDP2
+    the towers' parameters are spread over the processes, the trained ones too.
 
     Args:
         model: the bridged model; towers keep their place, whatever is trained.
