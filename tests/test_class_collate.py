@@ -192,14 +192,19 @@ def test_label_maps_in_the_numbers_of_the_questions(
 
 
 def test_labels_of_several_classes_are_masks(processor: Processor, tmp_path: Path) -> None:
-    data, questions = segmented(tmp_path), ask(processor, 3)
-    numbers = numbers_of(data.classes, CLASSES)
+    trained = NAMES[:3]
+    data, questions = segmented(tmp_path), ask(processor, 3, classes=trained)
+    numbers = numbers_of(data.classes, trained)
     single = SemanticCollator(processor, questions, numbers)(items(data, [0, 3]))
     several = SemanticCollator(processor, questions, numbers, multi_label=True)
     masks = several(items(data, [0, 3]))["labels"]
     assert tuple(masks.shape) == (2, 3, *INPUT)
     for place in range(3):
-        assert torch.equal(masks[:, place], (single["labels"] == place).float())
+        expected = (single["labels"] == place).float()
+        # Void, what is outside of the picture, and a class that is not trained on.
+        expected[single["labels"] == IGNORE] = IGNORE
+        assert torch.equal(masks[:, place], expected)
+        assert {0.0, 1.0, float(IGNORE)} >= set(expected.unique().tolist()) > {float(IGNORE)}
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -178,6 +178,30 @@ def test_multi_label_judges_each_class_for_itself() -> None:
     close(output.loss, entropy + 0.5 * (1 - (2 * both + 1) / (sums + 1)).mean())
 
 
+def test_multi_label_leaves_out_what_does_not_count() -> None:
+    head, given = build(multi_label=True, dice_weight=0.5), packed()
+    masks = torch.rand(2, 4, *SIZE)
+    masks[0, :, :, 40:], masks[1, 2, 8:] = IGNORE, IGNORE
+    output = head(given, masks)
+    entropies, dice = [], []
+    for b in range(2):
+        for k in range(4):
+            y = masks[b, k, ::4, ::4]
+            z, y = output.logits[b, k][y >= 0], y[y >= 0]  # those pixels cut out
+            entropies.append(F.binary_cross_entropy_with_logits(z, y, reduction="none"))
+            p = z.sigmoid()
+            dice.append(1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1))
+    close(output.losses["cross_entropy"], torch.cat(entropies).mean())
+    close(output.losses["dice"], 0.5 * torch.stack(dice).mean())
+    output.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+    nothing = head(given, torch.full_like(masks, IGNORE))
+    assert nothing.loss == 0
+    for wrong in (-1.0, -99.0, math.nan):
+        with pytest.raises(ValueError, match="between 0 and 1, or be -100 for what does not"):
+            head(given, torch.full_like(masks, wrong))
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"background": False}, {"multi_label": True}, {"zero_shot": True}]
 )

@@ -129,7 +129,8 @@ class SemanticCollator(ClassCollator[SegmentedPicture]):
 
     Labels are (B, H, W) int64: the classes asked about, IGNORE outside of the picture, and
     BACKGROUND on all that is none of the classes asked about, be it another class. With
-    `multi_label` they are (B, N, H, W) float, 1 on a class and 0 elsewhere.
+    `multi_label` they are (B, N, H, W) float, 1 on a class and 0 elsewhere; what is IGNORE is so
+    for every class, as a float: nobody knows what is there.
     """
 
     def __init__(
@@ -161,7 +162,8 @@ class SemanticCollator(ClassCollator[SegmentedPicture]):
         labels = torch.where(found >= 0, table[found.clamp(min=0).long()], found.long())
         if not self.multi_label:
             return labels
-        return (labels == torch.arange(count)[:, None, None]).float()
+        masks = (labels == torch.arange(count)[:, None, None]).float()
+        return masks.masked_fill(labels == IGNORE, IGNORE)
 
 
 class DetectionCollator(ClassCollator[BoxedPicture]):

@@ -7,6 +7,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from bridger.labels import check_tensor
+
 ROUNDING = 1e-3  # how far resized labels may leave 0 to 1
 
 
@@ -22,8 +24,10 @@ def mask_targets(labels: Tensor, logits: Tensor, image_size: tuple[int, int]) ->
         The soft targets (B, N, h, w).
 
     Raises:
+        TypeError: labels are no tensor.
         ValueError: the shape is another one.
     """
+    check_tensor(labels, "masks (B, N, H, W)")
     expected = (*logits.shape[:2], *image_size)
     if labels.ndim == 3 and logits.shape[1] == 1:
         labels = rearrange(labels, "b h w -> b 1 h w")
@@ -75,7 +79,7 @@ def text_to_pixel_loss(
         targets = targets.masked_fill(
             ~expression_mask.to(targets.device, torch.bool)[..., None, None], 0
         )
-    _check_range(targets)
+    check_range(targets)
     return loss
 
 
@@ -116,12 +120,13 @@ def mean_of_expressions(per_expression: Tensor, expression_mask: Tensor | None) 
     return torch.where(real, per_expression, 0.0).sum() / real.sum().clamp(min=1)
 
 
-def _check_range(targets: Tensor) -> None:
+def check_range(targets: Tensor, beside: str = "") -> None:
+    """Refuse targets that are not from 0 to 1, unless compiled; `beside`: what is known as well."""
     if torch.compiler.is_compiling():
         return
     low, high = torch.stack(torch.aminmax(targets)).tolist()
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so that nan is refused
         raise ValueError(
-            f"labels must lie between 0 and 1, got {low:g} to {high:g}: divide masks of 0 and 255 "
-            f"by 255"
+            f"labels must lie between 0 and 1{beside}, got {low:g} to {high:g}: divide masks of 0 "
+            f"and 255 by 255"
         )

@@ -10,6 +10,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bridger.config import check_flag, check_number
 from bridger.features import BridgedFeatures, EncoderSpec, Mentions
 from bridger.heads.base import HeadOutput
 from bridger.heads.class_names import (
@@ -23,15 +24,18 @@ from bridger.heads.class_names import (
 from bridger.heads.dense import DenseHead
 from bridger.heads.fusing import FusingConfig, FusingHead
 from bridger.heads.layers import resize
-from bridger.heads.losses import dice_loss, mask_targets, text_to_pixel_loss
 from bridger.heads.projector import PRIOR, Enlarger
 from bridger.heads.registry import register_head
 from bridger.heads.semantic_losses import (
+    class_masks,
     label_cross_entropy,
     label_dice,
     label_targets,
+    mask_cross_entropy,
+    mask_dice,
     with_background,
 )
+from bridger.labels import check_tensor
 from bridger.predictions import SemanticPrediction
 from bridger.predictions.maps import PictureMaps
 from bridger.texts import Texts
@@ -66,9 +70,9 @@ class SemanticConfig(FusingConfig, ClassNamesConfig):
     def __post_init__(self) -> None:
         FusingConfig.__post_init__(self)
         ClassNamesConfig.__post_init__(self)
-        value = self.dice_weight
-        if isinstance(value, bool) or not 0 <= value < math.inf:
-            raise ValueError(f"dice_weight must be a number, 0 or more, got {value!r}")
+        check_number("dice_weight", self.dice_weight)
+        for name in ("multi_label", "background", "zero_shot"):
+            check_flag(name, getattr(self, name))
 
 
 @register_head("semantic_segmentation")
@@ -86,7 +90,8 @@ class SemanticSegmentationHead(FusingHead, DenseHead, ClassNamesHead):
     Presets: "default", as wide as the sentence feature but at most 512, in whole 64s.
 
     Labels are (B, H, W) integers at the size of the picture, 0 to K - 1, BACKGROUND or IGNORE of
-    `bridger.labels`; or with `multi_label` (B, K, H, W) from 0 to 1. Logits are
+    `bridger.labels`; or with `multi_label` (B, K, H, W), bool or from 0 to 1, with IGNORE as a
+    float, -100.0, where it does not count whether the pixel belongs to the class. Logits are
     (B, K, ceil(H/4), ceil(W/4)) at the default grid_stride.
 
     Args:
@@ -216,16 +221,17 @@ class SemanticSegmentationHead(FusingHead, DenseHead, ClassNamesHead):
         """Return the weighted summands of the loss by name."""
         weight, background = self.config.dice_weight, self.config.background
         if self.config.multi_label:
+            check_tensor(labels, "masks (B, K, H, W)")
             if not (labels.is_floating_point() or labels.dtype == torch.bool):
                 raise TypeError(
                     f"labels must be masks (B, K, H, W), bool or from 0 to 1, got {labels.dtype}: "
                     f"this head was built with multi_label=True; a label map with one class per "
                     f"pixel needs a head without it"
                 )
-            masks = mask_targets(labels, logits, image_size)
-            losses = {"cross_entropy": text_to_pixel_loss(logits, masks, real)}
+            masks, counts = class_masks(labels, logits, image_size, real)
+            losses = {"cross_entropy": mask_cross_entropy(logits, masks, counts)}
             if weight:
-                losses["dice"] = weight * dice_loss(logits, masks, real)
+                losses["dice"] = weight * mask_dice(logits, masks, counts, real)
             return losses
         targets = label_targets(labels, logits, image_size, real)
         losses = {"cross_entropy": label_cross_entropy(logits, targets, background)}

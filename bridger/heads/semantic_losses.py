@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from bridger.heads.losses import soft_dice
-from bridger.labels import BACKGROUND, IGNORE
+from bridger.heads.losses import check_range, mask_targets, soft_dice
+from bridger.labels import BACKGROUND, IGNORE, check_tensor
 
 
 def label_targets(
@@ -33,6 +33,7 @@ def label_targets(
         ValueError: the shape is another one, or a label means no class. Compiled code does not
             look at the numbers, which would break its graph.
     """
+    check_tensor(labels, "class numbers (B, H, W)")
     if labels.dtype not in (torch.int64, torch.int32, torch.int16):
         raise TypeError(
             f"labels must be a label map of int64 with class numbers, {BACKGROUND} for background "
@@ -92,6 +93,65 @@ def label_dice(
     shown = rearrange(targets, "b h w -> b 1 h w") == rearrange(each, "k -> k 1 1")
     kept = torch.where(rearrange(counts, "b h w -> b 1 h w"), probabilities, 0.0)
     return soft_dice(kept, shown.to(kept.dtype), real)
+
+
+def class_masks(
+    labels: Tensor,
+    logits: Tensor,
+    image_size: tuple[int, int],
+    real: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Bring a mask for each class to the logits' size by nearest neighbours.
+
+    Args:
+        labels: (B, K, H, W), bool, or from 0 to 1 and IGNORE on what does not count.
+        logits: (B, K, h, w).
+        image_size: the (H, W) that labels must have.
+        real: (B, K) bool, false at classes that are padding, whose labels may be anything.
+
+    Returns:
+        The soft targets (B, K, h, w), 0 where they do not count, and whether each counts.
+
+    Raises:
+        ValueError: the shape is another one, or labels that count are not from 0 to 1. Compiled
+            code does not look at the numbers, which would break its graph.
+    """
+    targets = mask_targets(labels, logits, image_size)
+    counts = targets != IGNORE
+    if real is not None:
+        counts = counts & rearrange(real, "b k -> b k 1 1")
+    targets = targets.masked_fill(~counts, 0.0)
+    check_range(targets, f", or be {IGNORE} for what does not count")
+    return targets, counts
+
+
+def mask_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Return the binary cross-entropy of every class for itself, a scalar.
+
+    It is the mean over the cells of classes that count, 0 where none does.
+
+    Args:
+        logits: (B, K, h, w), -inf at padding classes, which must not count.
+        targets, counts: as `class_masks` returns them.
+    """
+    losses = F.binary_cross_entropy_with_logits(
+        logits.masked_fill(~counts, 0.0), targets, reduction="none"
+    )
+    return torch.where(counts, losses, 0.0).sum() / counts.sum().clamp(min=1)
+
+
+def mask_dice(
+    logits: Tensor, targets: Tensor, counts: Tensor, real: Tensor | None = None
+) -> Tensor:
+    """Return the Dice loss of every class of every picture, averaged, a scalar.
+
+    See `bridger.heads.losses.dice_loss`; cells that do not count are left out.
+
+    Args:
+        logits, targets, counts: as of `mask_cross_entropy`.
+        real: (B, K) bool, false at classes that are padding.
+    """
+    return soft_dice(torch.where(counts, logits.sigmoid(), 0.0), targets, real)
 
 
 def with_background(logits: Tensor) -> Tensor:
