@@ -80,6 +80,32 @@ def test_wrong_usage_exits_2(argv: list[str], words: str, run: Run, capsys: Any)
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a.png owl drum --out m.png --window 9", ["owl", "drum"]),
+        ("a.png --out m.png --window 9 owl drum", ["owl", "drum"]),
+        ("a.png owl --out m.png drum --window 9 car", ["owl", "drum", "car"]),
+        ("--out m.png a.png --window 9", []),
+    ],
+)
+def test_words_stand_before_options_or_after_them(line: str, words: list[str]) -> None:
+    args = main.parse(["predict", *line.split()])
+    assert (str(args.image), args.words) == ("a.png", words)
+    assert (str(args.out), args.window) == ("m.png", 9)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["predict a.png --windw 9 owl", "predict a.png owl --verbose", "inspect tiny --size 9 x y"],
+)
+def test_what_no_verb_knows_is_refused(line: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main.parse(line.split())
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: " in capsys.readouterr().err
+
+
 def test_lists_in_messages_keep_their_items_apart() -> None:
     message = "made for others:\n  a is 1,  not 2\n  b is 3\nload those"
     assert (

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
     """Add a verb's parser to argparse's subparsers, with the options that all verbs take.
 
-    A verb that is a group has `VERBS`, modules by name, in place of `register` and `run`.
+    A verb that is a group has `VERBS`, modules by name, in place of `register` and `run`. A verb
+    whose last argument are words sets `trailing` to its name; see `bridger.cli.main.parse`.
     """
     parser = verbs.add_parser(
         name,

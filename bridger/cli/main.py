@@ -52,6 +52,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; leave the process where it is wrong.
+
+    Of a verb that names an argument as `trailing`, words after options are that argument's too:
+    argparse takes words of a verb up to its first option alone.
+    """
+    parser = build_parser()
+    args, left = parser.parse_known_args(argv)
+    trailing = getattr(args, "trailing", None)
+    if left and (trailing is None or any(word.startswith("-") for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if trailing is not None:
+        getattr(args, trailing).extend(left)
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -61,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with warnings.catch_warnings(), ExitStack() as stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +47,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="sentences, quoted, or class names, as the head reads them (default: the classes that "
         "the head was trained on)",
     )
+    parser.set_defaults(trailing="words")
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", help="default: the one in the package"
     )
@@ -149,16 +149,10 @@ def _options(head: type[Head], registered: str, args: argparse.Namespace) -> dic
     Raises:
         ValueError: one that the head does not have.
     """
-    from bridger.heads.dense import DenseHead
-
-    # Heads that score pixels take the options of one picture's result, in windows or not.
-    known = {*inspect.signature(head.results).parameters}
-    if issubclass(head, DenseHead):
-        known = {*inspect.signature(head.result).parameters, "window"}
     given = {"threshold": args.threshold, "window": args.window}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:
-        if name not in known:
+        if name not in head.result_options():
             raise ValueError(f"--{name} means nothing for {registered}: leave it out")
     return options
 
