@@ -159,3 +159,10 @@ def test_pictures_are_judged_as_predict_answers(tmp_path: Path) -> None:
         assert [t.crowd for t in each.true] == picture.crowd.tolist()
     assert max(len(each.found) for each in found.cases) == 100
     assert len(found.rows()) == 5 and found.rows()[2]["true"][1]["crowd"]
+
+
+def test_a_picture_alone_scores_as_an_evaluation_of_it_alone() -> None:
+    cases = [random_case(index) for index in range(12)]
+    expected = [evaluation([each]).metrics().get("mAP", np.nan) for each in cases]
+    assert evaluation(cases).scores().tolist() == pytest.approx(expected, nan_ok=True)
+    assert 0 < np.isnan(expected).sum() < 12 and len(set(expected)) > 6
