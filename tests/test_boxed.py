@@ -160,12 +160,52 @@ def test_broken_boxes_are_named_or_left_out(coco: Path, xywh: list[float], words
         open_boxed(coco, "train")
     with pytest.raises(ValueError, match="1 of the 4 boxes in .*: annotation 51 of image 285"):
         open_boxed(coco, "train")
+    with pytest.raises(ValueError, match=r"leave out a few with open_boxed\(..., broken='drop'\)$"):
+        open_boxed(coco, "train")
     with pytest.warns(UserWarning, match="1 of the 4 boxes .* are broken; they are left out"):
         data = open_boxed(coco, "train", broken="drop")
     assert data.annotation_ids(2) == (50,) and len(data[2].boxes) == 1
     assert data.annotation_ids(0) == (9, 8)
     with pytest.raises(ValueError, match="broken='keep' is unknown: expected raise or drop"):
         open_boxed(coco, "train", broken="keep")
+
+
+def corners() -> dict[str, Any]:
+    """Boxes as x0 y0 x1 y1, of which all but the first would reach out of 16 x 12 pixels."""
+    boxes = [[0, 0, 16, 12], [9, 2, 15, 7], [3, 8, 9, 11], [10, 1, 16, 12]]
+    found = [box(i, 139, 3, [float(v) for v in b]) for i, b in enumerate(boxes, 1)]
+    return {**content(), "annotations": found}
+
+
+@pytest.mark.parametrize("broken", ["raise", "drop"])
+def test_most_boxes_broken_says_what_they_look_like(coco: Path, broken: str) -> None:
+    path = coco / "annotations" / "instances_train2017.json"
+    write_json(path, corners())
+    look = "look like x0 y0 x1 y1; COCO's are x y width height"
+    with pytest.raises(ValueError, match=f"3 of the 4 boxes .*: annotation 2 .*They {look}$"):
+        open_boxed(coco, "train", broken)
+    said: list[tuple[str, str]] = []
+    open_boxed(coco, "train", broken, report=lambda *each: said.append(each))
+    assert [what for what, _ in said] == [f"boxes that {look}"] * 3
+    values = corners()
+    for entry in values["annotations"][1:]:
+        entry["bbox"][2] = 0.0
+    write_json(path, values)
+    with pytest.raises(ValueError, match=r"3 of the 4 .*has no area. Mend them \(.*says which\)$"):
+        open_boxed(coco, "train", broken)
+
+
+def test_odd_annotations_are_told_and_left_out(coco: Path) -> None:
+    values = changed("annotations", 0, bbox=[1, 2, 3])
+    del values["annotations"][1]["bbox"]
+    write_json(coco / "annotations" / "instances_train2017.json", values)
+    said: list[tuple[str, str]] = []
+    data = open_boxed(coco, "train", report=lambda *each: said.append(each))
+    assert [data.annotation_ids(i) for i in range(3)] == [(8,), (), (50,)]
+    assert {what for what, _ in said} == {"annotations that are not like COCO's"}
+    first, second = (where for _, where in said)
+    assert "annotation 51 of image 285 (c.jpg) has the bbox [1, 2, 3]" in first
+    assert "annotation 9 of image 139 (größe.jpg) has the bbox None" in second
 
 
 def changed(key: str, index: int, **values: Any) -> Any:
@@ -182,9 +222,17 @@ WRONG: list[tuple[Any, str]] = [
     (changed("annotations", 2, category_id=4), "annotation 50 has the category_id 4, .* 2 categ"),
     (changed("annotations", 2, image_id=8), "annotation 50 has the image_id 8, .* 3 images"),
     (changed("annotations", 2, id=51), "the id 51 stands twice in its annotations"),
-    (changed("annotations", 0, bbox=[1, 2, 3]), "train2017.json is not like COCO's .*unpack"),
-    (changed("annotations", 0, bbox=["1", 2, 3, 4]), "is not like COCO's"),
-    (changed("annotations", 0, bbox=None), "is not like COCO's"),
+    (
+        changed("annotations", 0, bbox=[1, 2, 3]),
+        r"annotation 51 of image 285 \(c.jpg\) has the bbox \[1, 2, 3\]: expected .* four numbers",
+    ),
+    (changed("annotations", 0, bbox=["1", 2, 3, 4]), r"51 .* has the bbox \['1', 2, 3, 4\]: exp"),
+    (changed("annotations", 0, bbox=[1, 2, 3, None]), "annotation 51 of image 285 .*, None]: exp"),
+    (changed("annotations", 0, bbox=None), "annotation 51 of image 285 .* has the bbox None: exp"),
+    (changed("annotations", 0, area="6"), "51 of image 285 .* has the area '6': expected a number"),
+    (changed("annotations", 0, id=None), "expected annotations with an id, a whole number, found"),
+    (changed("annotations", 0, image_id=[1]), r"annotation 51 has the image_id \[1\], .* 3 images"),
+    ({**content(), "annotations": [3]}, "expected annotations with an id, a whole number, found 3"),
     (changed("images", 1, id=139), "the id 139 stands twice in its images"),
     (changed("images", 1, height=None), "is not like COCO's"),
     (changed("categories", 1, id=90), "the id 90 stands twice in its categories"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import reprlib
+import sys
 import warnings
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +23,11 @@ from bridger.data.labelled import BoxedPicture, Complain, LabelledDataset, refus
 BROKEN = ("raise", "drop")
 ROUNDING = 1.0  # pixels that a box may reach out of its picture
 UNKNOWN_IDS = "annotations of classes or pictures that are not in the file"
+ODD = "annotations that are not like COCO's"
 FLAT = "boxes without area"
 OUTSIDE = "boxes that reach out of their pictures; COCO's boxes are [x, y, width, height]"
+CORNERS = "boxes that look like x0 y0 x1 y1; COCO's are x y width height"
+MOSTLY = 0.9  # of all boxes, where they look like something
 
 
 class Picture(NamedTuple):
@@ -87,7 +92,9 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
                 Picture(entry["file_name"], (int(entry["height"]), int(entry["width"])))
                 for entry in pictures.values()
             ]
-            boxes = _read_boxes(self.path, self.category_ids, self.image_ids, report)
+            names_of_files = [picture.name for picture in self._pictures]
+            files_by_id = dict(zip(self.image_ids, names_of_files, strict=True))
+            boxes = _read_boxes(self.path, self.category_ids, files_by_id, report)
         except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             known = f"{error}" if type(error) is ValueError else f"an entry is odd: {error!r}"
             raise ValueError(f"{self.path} is not like COCO's files: {known}") from error
@@ -136,16 +143,21 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         if good.all():
             return boxes._replace(corners=cut)
         bad: list[int] = np.flatnonzero(~good).tolist()
+        most = 2 * len(bad) > len(good)
+        corners = most and _look_like_corners(boxes, edges)
         if report is not None:
             for index in bad:
-                report(*self._describe(boxes, index))
+                what, where = self._describe(boxes, index)
+                report(CORNERS if corners else what, where)
         else:
             count = f"{len(bad)} of the {len(good)} boxes in {self.path} are broken"
-            if broken == "raise" or 2 * len(bad) > len(good):
-                raise ValueError(
-                    f"{count}: {self._describe(boxes, bad[0])[1]}. Mend them (`bridger data check` "
-                    f"says which), or leave out a few with open_boxed(..., broken='drop')"
-                )
+            if broken == "raise" or most:
+                mend = "Mend them (`bridger data check` says which)"
+                if corners:
+                    mend = "They look like x0 y0 x1 y1; COCO's are x y width height"
+                elif not most:  # more than a few are an error with broken="drop", too
+                    mend += ", or leave out a few with open_boxed(..., broken='drop')"
+                raise ValueError(f"{count}: {self._describe(boxes, bad[0])[1]}. {mend}")
             warnings.warn(f"{count}; they are left out", UserWarning, stacklevel=4)
         return boxes._replace(corners=cut).of(good)
 
@@ -163,6 +175,13 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
         )
 
 
+def _look_like_corners(boxes: Boxes, edges: npt.NDArray[Any]) -> bool:
+    """Whether what was read as x y width height would do as x0 y0 x1 y1, but for a few."""
+    low, high = boxes.corners[:, :2], boxes.corners[:, 2:] - boxes.corners[:, :2]
+    fitting = (low >= -ROUNDING) & (low < high) & (high <= edges[:, 2:] + ROUNDING)
+    return bool(fitting.all(axis=1).mean() >= MOSTLY)
+
+
 def _by_id(entries: Iterable[Any], what: str) -> dict[int, dict[str, Any]]:
     """Sort entries by their ids, in the file's order; of pictures only what is needed."""
     kept = ("name", "synonyms", "file_name", "height", "width")
@@ -177,25 +196,26 @@ def _by_id(entries: Iterable[Any], what: str) -> dict[int, dict[str, Any]]:
 
 
 def _read_boxes(
-    path: Path, category_ids: Sequence[int], image_ids: Sequence[int], report: Complain | None
+    path: Path, category_ids: Sequence[int], files: Mapping[int, str], report: Complain | None
 ) -> Boxes:
-    """Read all annotations; segmentations pass by."""
+    """Read all annotations of pictures, whose files are given by id; segmentations pass by."""
     categories = {id: label for label, id in enumerate(category_ids)}
-    pictures = {id: number for number, id in enumerate(image_ids)}
+    pictures = {id: number for number, id in enumerate(files)}
     numbers, corners, areas = array("q"), array("d"), array("d")
     entry: Any = None
     for entry in stream(path, "annotations.item"):
-        x, y, width, height = entry["bbox"]
+        what = ODD
         try:
+            x, y, width, height, area = _read_numbers(entry, files)
+            what = UNKNOWN_IDS
             picture = _known(pictures, entry, "image_id", "images")
             label = _known(categories, entry, "category_id", "categories")
         except ValueError as error:
-            refuse(UNKNOWN_IDS, error, report)
+            refuse(what, error, report)
             continue
         numbers.extend((entry["id"], picture, label, bool(entry.get("iscrowd"))))
         corners.extend((x, y, x + width, y + height))
-        area = entry.get("area")
-        areas.append(width * height if area is None else area)
+        areas.append(area)
     if entry is None:
         raise ValueError('it has no "annotations", so no box in any picture')
     ids, of_pictures, labels, crowd = np.array(numbers).reshape(-1, 4).T
@@ -213,13 +233,45 @@ def _read_boxes(
     return boxes.of(np.argsort(of_pictures, kind="stable"))
 
 
-def _known(numbers: Mapping[int, int], entry: Mapping[str, Any], key: str, what: str) -> int:
-    if entry[key] not in numbers:
+def _read_numbers(entry: Any, files: Mapping[int, str]) -> tuple[float, ...]:
+    """Return x, y, width, height and area of an annotation, given the pictures' files by id.
+
+    Raises:
+        ValueError: it is odd.
+    """
+    id = entry.get("id") if isinstance(entry, dict) else None
+    if not isinstance(id, int) or abs(id) > sys.maxsize:
+        odd = reprlib.repr(entry)
+        raise ValueError(f"expected annotations with an id, a whole number, found {odd}")
+    box, area = entry.get("bbox"), entry.get("area")
+    image = entry.get("image_id")
+    file = files.get(image) if isinstance(image, int) else None
+    place = f"annotation {id} of image {image!r}" + (f" ({file})" if file is not None else "")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise ValueError(
-            f"annotation {entry['id']} has the {key} {entry[key]}, which is none of its "
+            f"{place} has the bbox {reprlib.repr(box)}: expected [x, y, width, height], four "
+            f"numbers of pixels"
+        )
+    if area is None:
+        area = box[2] * box[3]
+    elif not _is_number(area):
+        raise ValueError(f"{place} has the area {area!r}: expected a number of pixels, or none")
+    return (*box, area)
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def _known(numbers: Mapping[int, int], entry: Mapping[str, Any], key: str, what: str) -> int:
+    id = entry.get(key)
+    if isinstance(id, (list, dict)) or id not in numbers:
+        raise ValueError(
+            f"annotation {entry['id']} has the {key} {id}, which is none of its "
             f"{len(numbers)} {what}"
         )
-    return numbers[entry[key]]
+    return numbers[id]
 
 
 def _folder_of(names: Sequence[str], places: Sequence[Path]) -> Path:
@@ -251,8 +303,8 @@ def open_boxed(
         broken: what to do with boxes without area, or that reach further out: "raise", or "drop"
             them with a warning. Where most are broken, that is an error all the same: they are
             then boxes of another format.
-        report: called with every annotation that is broken, or of an unknown picture or class,
-            which is then left out; by default the first one is raised.
+        report: called with every annotation that is odd, broken, or of an unknown picture or
+            class, which is then left out; by default the first one is raised.
 
     Raises:
         FileNotFoundError: there is no such folder, no such file in it, or no pictures.
