@@ -57,29 +57,35 @@ def test_each_expression_gets_its_best_cell(processor: Processor) -> None:
         assert prediction.boxes.shape == (3, 4) and prediction.size == (32, 48)
         for n in range(3):
             scores = (output.logits[b, n].sigmoid() * output.centerness[b, n].sigmoid()).sqrt()
-            best = int(scores.argmax())
-            x0, y0, x1, y1 = squares[best]
-            left, up, right, down = output.regression[b, n, best] * (x1 - x0)
-            middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-            box = torch.stack(
-                [middle[0] - left, middle[1] - up, middle[0] + right, middle[1] + down]
-            )
-            box = box.clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))
-            expected = place.boxes_out_of_input(box)
-            np.testing.assert_allclose(prediction.boxes[n], expected, atol=1e-3)
+            left, up, right, down = (output.regression[b, n] * (squares[:, 2:3] - squares[:, :1])).T
+            x, y = ((squares[:, :2] + squares[:, 2:]) / 2).T
+            cells = torch.stack([x - left, y - up, x + right, y + down], dim=1)
+            cells = cells.clamp(min=0).minimum(torch.tensor([96.0, 64, 96, 64]))
+            expected = place.boxes_out_of_input(cells)
+            empty = (expected[:, :2] >= expected[:, 2:]).any(dim=1)  # a fresh box may have no area
+            best = int(scores.masked_fill(empty, -1).argmax())
+            np.testing.assert_allclose(prediction.boxes[n], expected[best], atol=1e-3)
             assert prediction.scores[n] == pytest.approx(scores[best].item(), abs=1e-5)
 
 
-def test_there_is_one_box_even_where_nothing_is_likely(processor: Processor) -> None:
-    head = make(ComprehensionHead)
-    with torch.no_grad():
-        head.bias.fill_(-1e3)
-        output = head(features(batch=1, expressions=2, image_size=SIZE))
-        (found,) = head.results(
-            output, processor, [Placement.fit((9, 200), SIZE)], named(*NAMES[:2])
-        )
-    assert len(found) == 2 and found.labels.tolist() == [0, 1]
-    assert (found.boxes[:, 2:] <= [200, 9]).all() and (found.boxes >= 0).all()
+@torch.no_grad()
+def test_a_cell_in_the_border_wins_only_where_no_other_has_a_box(processor: Processor) -> None:
+    head, place = make(ComprehensionHead), Placement.fit((32, 96), SIZE)  # 16 above and below
+    output = head(features(batch=1, expressions=2, image_size=SIZE))
+    output.logits.fill_(-20)
+    output.centerness.fill_(20)
+    output.regression.zero_()
+    for n, cell, logit in ((0, 3, 3.0), (0, 4, 2.0), (0, 40, 1.0), (0, 41, 0.5), (1, 3, 3.0)):
+        output.logits[0, n, cell] = logit
+        output.regression[0, n, cell] = 0.5  # each box is its cell of 8 pixels
+    (found,) = head.results(output, processor, [place], named(*NAMES[:2]))
+    # Cells 3 and 4 lie in the first row, cell 40 is the fifth of the fourth row.
+    np.testing.assert_allclose(found.boxes[0], [32, 8, 40, 16], atol=1e-4)
+    assert found.scores[0] == pytest.approx(1 / (1 + np.exp(-1.0)) ** 0.5, abs=1e-4)
+    # The other has no box in the picture at all: the best cell it is.
+    assert found.scores[1] == pytest.approx(1 / (1 + np.exp(-3.0)) ** 0.5, abs=1e-4)
+    assert found.boxes[1, 1] == found.boxes[1, 3] == 0
+    assert found.labels.tolist() == [0, 1]
 
 
 def test_padding_needs_no_box_and_costs_nothing() -> None:

@@ -16,6 +16,8 @@ from bridger.predictions import DetectionPrediction
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
 
+CANDIDATES = 20  # best cells of a level, among which a box that shows in the picture is looked for
+
 
 @dataclass(frozen=True)
 class ComprehensionConfig(BoxConfig):
@@ -61,6 +63,9 @@ class ComprehensionHead(BoxHead):
     ) -> list[DetectionPrediction]:
         """Take each expression's best cell: N boxes in the picture's pixels, in their order.
 
+        A cell whose box is empty in the picture, as it may be in the border around it, is taken
+        only where no other of the best cells has a box.
+
         Args:
             output: of B pictures.
             processor: what made their pixels.
@@ -72,16 +77,23 @@ class ComprehensionHead(BoxHead):
             output,
             processor.image_size,
             score_thresh=-1.0,  # the best one, however bad
-            detections_per_img=1,
-            topk_candidates=1,
+            nms_thresh=1.0,
+            detections_per_img=CANDIDATES,
+            topk_candidates=CANDIDATES,
         )
         predictions = []
         for rows, placement in zip(found, placements, strict=True):
-            boxes, scores, labels = (
-                torch.cat([row[name] for row in rows]) for name in ("boxes", "scores", "labels")
-            )
-            boxes = placement.boxes_out_of_input(boxes)
+            best = [_best(row, placement) for row in rows]
+            boxes, scores, labels = (torch.stack(parts) for parts in zip(*best, strict=True))
             predictions.append(
                 DetectionPrediction.from_tensors(boxes, scores, labels, texts.names, placement.size)
             )
         return predictions
+
+
+def _best(row: dict[str, Tensor], placement: Placement) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose one of a row's boxes, the best first: (4,) in the picture, its score and label."""
+    boxes = placement.boxes_out_of_input(row["boxes"])
+    shown = (boxes[:, :2] < boxes[:, 2:]).all(dim=1)
+    first = shown.int().argmax()  # 0 where none is shown
+    return boxes[first], row["scores"][first], row["labels"][first]
