@@ -20,7 +20,7 @@ from helpers_words import word_tokenizer
 from torch import Tensor, nn
 
 from bridger import BridgedModel, BridgerConfig, Processor, attach_bridgers
-from bridger.features import BridgedFeatures, EncoderSpec
+from bridger.features import BridgedFeatures, EncoderSpec, Mentions
 from bridger.heads import Head, HeadOutput, get_head
 from bridger.tiny_clip import load_tiny_clip
 
@@ -132,10 +132,10 @@ def test_expressions_do_not_see_each_other(row: HeadRow, spec: EncoderSpec) -> N
 
 def test_chunks_of_texts_are_merged_into_the_whole(row: HeadRow, spec: EncoderSpec) -> None:
     head, asked = row.build(spec), given(spec)
-    if row.joined and row.name == "detection":
-        pytest.skip("a fixed list of boxes' classes is asked about at once")
     first = head(rows_of(asked, [0, 1, COUNT, COUNT + 1], 2))
-    last = head(rows_of(asked, [2, COUNT + 2], 1))
+    rest = rows_of(asked, [2, COUNT + 2], 1)
+    mentions = dataclasses.replace(Mentions.of_expressions(rest.token_mask, 1), first_class=2)
+    last = head(rest.naming(mentions))
     whole, merged = tensors(head(asked)), tensors(head.merge([first, last]))
     assert merged.keys() == whole.keys()
     for name, tensor in merged.items():
