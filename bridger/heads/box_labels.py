@@ -172,7 +172,7 @@ def _split_by_row(
         labels.append(slots[rows, wanted])
         counts.append(rows.bincount(minlength=len(slots)))
     sizes = torch.cat(counts).tolist()
-    moved = (torch.cat(parts).to(device).split(sizes) for parts in (boxes, labels))
+    moved = (torch.split(torch.cat(parts).to(device), sizes) for parts in (boxes, labels))
     return zip(*moved, strict=True)
 
 

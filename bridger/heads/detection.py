@@ -119,13 +119,13 @@ class DetectionHead(BoxHead, ClassNamesHead):
 
 def _check_options(threshold: Any, nms: Any, most: Any) -> None:
     for name, value in (("threshold", threshold), ("nms", nms)):
-        if not isinstance(value, Real) or isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} is a number between 0 and 1, got {value!r}")
-        if not 0 <= value <= 1:
+        if not 0 <= float(value) <= 1:
             raise ValueError(f"{name} lies between 0 and 1, got {value}")
-    if not isinstance(most, Integral) or isinstance(most, bool):
+    if isinstance(most, bool) or not isinstance(most, Integral):
         raise TypeError(f"most is a whole number of boxes, got {most!r}")
-    if most < 1:
+    if int(most) < 1:
         raise ValueError(f"most is a number of boxes, 1 or more, got {most}")
 
 
