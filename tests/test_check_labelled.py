@@ -260,6 +260,7 @@ TRAPS: list[tuple[str, Change, str, int, list[str]]] = [
     ("boxed", in_json("annotations", 1, bbox=[3, 3, 0, 2]), FLAT, 1, ["train: annotation 2 of"]),
     ("boxed", in_json("annotations", 1, bbox=[9, 3, 20, 2]), OUTSIDE, 1, ["[9, 3, 20, 2]"]),
     ("boxed", in_json("annotations", 3, category_id=4), boxed.UNKNOWN_IDS, 1, ["category_id 4"]),
+    ("boxed", in_json("annotations", 1, bbox=[9, 3, 2]), boxed.ODD, 1, ["train: annotation 2 of"]),
     ("boxed", in_json("annotations", 3, image_id=9), boxed.UNKNOWN_IDS, 1, ["image_id 9"]),
     ("boxed", in_json("images", 1, width=25), check_pictures.OTHER_SIZE, 1, ["20 x 24", "20 x 25"]),
     ("boxed", turned, check_pictures.OTHER_SIZE, 1, ["1.png is 24 x 20", "EXIF turns"]),
