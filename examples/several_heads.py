@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import bridger
 from bridger.data.class_questions import ClassQuestions
@@ -22,6 +22,7 @@ from bridger.data.scenes import Scene, make_scene
 from bridger.data.sprites import kinds
 from bridger.heads import get_head
 from bridger.labels import BACKGROUND
+from bridger.predictions.side_by_side import beside
 from bridger.processing import Processor
 
 NAMES = [kind.name for kind in kinds()]
@@ -69,16 +70,10 @@ def batch_of(
     }
 
 
-def sheet(panels: Mapping[str, Image.Image]) -> Image.Image:
-    """Put pictures side by side, each under its title."""
-    whole = Image.new(
-        "RGB", (sum(p.width for p in panels.values()), 40 + max(p.height for p in panels.values()))
-    )
-    pen, font, left = ImageDraw.Draw(whole), ImageFont.load_default(22), 0
-    for title, panel in panels.items():
-        pen.text((left + 12, 6), title, "white", font)
-        whole.paste(panel, (left, 40))
-        left += panel.width
+def titled(panel: Image.Image, title: str) -> Image.Image:
+    """Put a title above a picture."""
+    whole = ImageOps.expand(panel, (0, 40, 0, 0))
+    ImageDraw.Draw(whole).text((12, 6), title, "white", ImageFont.load_default(22))
     return whole
 
 
@@ -121,7 +116,7 @@ def main() -> None:
     }
     for head in ("semantic", "boxes", "classes"):
         panels[head] = model.predict(scene.image, names, head=head).overlay(scene.image)
-    sheet(panels).save("several_heads.png")
+    beside([titled(panel, name) for name, panel in panels.items()]).save("several_heads.png")
     print(f"saved {args.out}, wrote several_heads.png; the scene shows {', '.join(shown)}")
 
 
