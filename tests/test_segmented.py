@@ -79,8 +79,15 @@ def test_a_split_may_speak_of_some_classes_only(own: Path) -> None:
     write_map(own / "labels" / "train" / "größe.png", blocks(0, 2))
     data = open_segmented(own, "train")
     assert data.classes == ("old owl",) and data.labels_of(1) == (0,)
-    with pytest.raises(ValueError, match=r"b.png holds \[1\], but .*classes.txt has no class"):
+    left_out = r"b.png holds \[1\], but 1 is the class 'Käuzchen', which .*classes_train.txt leaves"
+    with pytest.raises(ValueError, match=left_out):
         data.labels_of(0)
+    write_map(own / "labels" / "train" / "größe.png", blocks(0, 3, 9))
+    in_no_list = (
+        r"holds \[3, 9\], but .*classes.txt has no class of 3 among its 2: add it there, or"
+    )
+    with pytest.raises(ValueError, match=in_no_list):
+        _ = data[1].labels
     assert len(open_segmented(own, "val").classes) == 2
     write_text(own / "classes_train.txt", "young owl")
     with pytest.raises(ValueError, match="classes_train.txt: found 'young owl', not among"):

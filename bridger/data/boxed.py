@@ -265,7 +265,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _known(numbers: Mapping[int, int], entry: Mapping[str, Any], key: str, what: str) -> int:
-    id = entry.get(key)
+    id: Any = entry.get(key)
     if isinstance(id, (list, dict)) or id not in numbers:
         raise ValueError(
             f"annotation {entry['id']} has the {key} {id}, which is none of its "

@@ -55,12 +55,12 @@ class ClassList:
                 f"correct the spelling, or add a line there"
             )
 
-    def only(self, keys: Iterable[str]) -> ClassList:
-        """Return those of some keys, in the order of the whole list."""
+    def only(self, keys: Iterable[str], path: Path) -> ClassList:
+        """Return those of some keys, which a file lists, in the order of the whole list."""
         wanted = set(keys)
         kept = [i for i, key in enumerate(self.keys) if key in wanted]
         return ClassList(
-            tuple(self.keys[i] for i in kept), tuple(self.names[i] for i in kept), self.path
+            tuple(self.keys[i] for i in kept), tuple(self.names[i] for i in kept), path
         )
 
 
@@ -94,7 +94,7 @@ def classes_of_split(root: Path, split: str, every: ClassList) -> ClassList:
         return every
     keys = [_key_and_names(line)[0] for line in read_lines(path)]
     every.require(keys, path)
-    return every.only(keys)
+    return every.only(keys, path)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -66,9 +66,8 @@ class LabelMap:
         known = self.numbers.labels
         if unknown := [number for number in occurring if number not in known]:
             raise UnknownNumbersError(
-                f"the label map {self.path} holds {unknown[:5]}, but {self.numbers.path} has no "
-                f"class of {'this number' if len(unknown) == 1 else 'these numbers'} among its "
-                f"{len(self.numbers.classes)}: add it there, or write 255 for what is not to count"
+                f"the label map {self.path} holds {unknown[:5]}, but "
+                f"{self.numbers.why_unknown(unknown[0])}, or write 255 for what is not to count"
             )
         return {number: known[number] for number in occurring}
 

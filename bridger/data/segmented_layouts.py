@@ -6,10 +6,10 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bridger.class_phrases import ClassName
+from bridger.class_phrases import ClassName, names_of
 from bridger.data.class_lists import (
     CLASSES_FILE,
     ClassList,
@@ -50,11 +50,15 @@ class Numbers:
         classes: the K classes of a split.
         labels: for every number 0 to K - 1, `BACKGROUND` or `IGNORE`.
         path: what says so, for errors.
+        left_out: the names of classes that the split does not speak of, by number.
+        used_path: what leaves them out.
     """
 
     classes: tuple[ClassName, ...]
     labels: Mapping[int, int]
     path: Path
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    used_path: Path | None = None
 
     @classmethod
     def of_lines(cls, every: ClassList, used: ClassList) -> Numbers:
@@ -67,15 +71,28 @@ class Numbers:
         # In lists so long that they are numbers of classes, 255 and 65535 mean nothing else.
         labels = {number: IGNORE for number in (VOID, WIDE_VOID) if number >= len(every.keys)}
         classes: list[ClassName] = []
+        left_out: dict[int, str] = {}
         for number, (key, name) in enumerate(zip(every.keys, every.names, strict=True)):
             if is_background(name):
                 labels[number] = BACKGROUND
             elif key in used.keys:
                 labels[number] = len(classes)
                 classes.append(name)
+            else:
+                left_out[number] = names_of(name)[0]
         if not classes:
             raise ValueError(f"{used.path} lists no class beside the background")
-        return cls(tuple(classes), labels, used.path)
+        return cls(tuple(classes), labels, every.path, left_out, used.path)
+
+    def why_unknown(self, number: int) -> str:
+        """Say why a number has no label, and what to do."""
+        if number in self.left_out:
+            return (
+                f"{number} is the class {self.left_out[number]!r}, which {self.used_path} leaves "
+                f"out: add it there"
+            )
+        count = len(self.classes) + len(self.left_out)
+        return f"{self.path} has no class of {number} among its {count}: add it there"
 
 
 @dataclass(frozen=True)
