@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ import bridger
 from bridger.answering import answer
 from bridger.heads import BoxOutput, DetectionHead
 from bridger.heads.pairs import Pairs
-from bridger.predictions import DetectionPrediction
+from bridger.predictions import DetectionPrediction, Prediction
 from bridger.processing import Processor
 from bridger.warp import Placement
 
@@ -212,6 +213,27 @@ def test_an_overlay_shows_boxes_and_names() -> None:
         assert not same[y0 + 40 : y1 - 8, x0 + 10 : x1 - 10].any()  # the inside stays as it was
     with pytest.raises(ValueError, match="96 x 64 pixels, this one has 64 x 96"):
         prediction().overlay(picture.rotate(90, expand=True))
+
+
+def test_scores_of_1_are_written_like_others_and_left_out_when_asked() -> None:
+    picture, one = Image.new("RGB", (96, 64)), np.ones(1, np.float32)
+    box = np.array([[10, 30, 90, 60]], np.float32)
+    mask = np.zeros((1, 64, 96), np.float32)
+    mask[:, 20:40] = 1
+    detected = DetectionPrediction(box, one, np.zeros(1, np.int64), ("owl",), (64, 96))
+    masked = Prediction.from_probabilities(mask, 0.5)
+    assert masked.scores.tolist() == [1]
+    for overlay in (detected.overlay, partial(masked.overlay, words="owl")):
+        usual, shown, plain = (
+            np.asarray(overlay(picture, **options))
+            for options in ({}, {"scores": True}, {"scores": False})
+        )
+        assert np.array_equal(usual, shown) and not np.array_equal(shown, plain)
+    plain, worse = (
+        np.asarray(replace(detected, scores=score * one).overlay(picture, scores=False))
+        for score in (1, 0.5)
+    )
+    assert np.array_equal(plain, worse)
 
 
 def test_names_of_boxes_in_one_place_stand_below_each_other() -> None:

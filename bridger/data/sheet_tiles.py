@@ -113,7 +113,7 @@ def _boxes(
     )
     counts = Counter(found.names[label] for label in found.labels)
     said = ", ".join(f"{name} x {n}" if n > 1 else name for name, n in counts.items())
-    return found.overlay(drawn, least_side=SIDE), in_words(said, INK)
+    return found.overlay(drawn, least_side=SIDE, scores=False), in_words(said, INK)
 
 
 def _opened(image: ImageLike) -> Image.Image:

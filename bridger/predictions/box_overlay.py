@@ -20,7 +20,9 @@ DARK, LIGHT = (24, 26, 30), (255, 255, 255)
 MOST_STEPS = 8  # that a name moves down, so that it stays near its box
 
 
-def draw_boxes(prediction: DetectionPrediction, image: ImageLike, least_side: int) -> Image.Image:
+def draw_boxes(
+    prediction: DetectionPrediction, image: ImageLike, least_side: int, scores: bool
+) -> Image.Image:
     """Draw the boxes, then their names; see `DetectionPrediction.overlay`."""
     picture = opened(image)
     height, width = prediction.size
@@ -44,7 +46,7 @@ def draw_boxes(prediction: DetectionPrediction, image: ImageLike, least_side: in
     plates: list[Plate] = []
     for index in best_first:
         name = prediction.names[int(prediction.labels[index])]
-        said = scored(name, float(prediction.scores[index]))
+        said = scored(name, float(prediction.scores[index])) if scores else name
         font = font_for([said], letters, 0.95 * picture.width)
         size = (font.getlength(said) + letters / 2, 1.5 * letters)
         plates.append(_free_plate(boxes[index], size, picture.size, plates))

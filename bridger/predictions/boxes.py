@@ -68,20 +68,23 @@ class DetectionPrediction:
             )
         ]
 
-    def overlay(self, image: ImageLike, *, least_side: int = 512) -> Image.Image:
+    def overlay(
+        self, image: ImageLike, *, least_side: int = 512, scores: bool = True
+    ) -> Image.Image:
         """Draw the boxes with their names and scores on the picture, in a colour for each name.
 
         Args:
             image: the picture that they were predicted for.
             least_side: pictures whose longer side is smaller are enlarged to it, as names need
                 room.
+            scores: whether they are written behind the names; of what is true there are none.
 
         Raises:
             ValueError: the picture has another size.
         """
         from bridger.predictions.box_overlay import draw_boxes
 
-        return draw_boxes(self, image, least_side)
+        return draw_boxes(self, image, least_side, scores)
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Return the results in COCO's format, boxes as x y width height.

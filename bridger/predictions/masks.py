@@ -117,6 +117,7 @@ class Prediction:
         words: str | Sequence[str] | None = None,
         *,
         least_side: int = 512,
+        scores: bool = True,
     ) -> Image.Image:
         """Draw the masks on the picture that they were predicted for.
 
@@ -128,6 +129,7 @@ class Prediction:
             words: the expressions, for the captions.
             least_side: pictures whose longer side is smaller are enlarged to it, as an outline
                 needs room.
+            scores: whether they are written behind the words; of what is true there are none.
 
         Raises:
             ValueError: the picture has another size than the masks, or words are missing.
@@ -137,7 +139,7 @@ class Prediction:
         words = [words] if isinstance(words, str) else words
         if words is not None and len(words) != len(self):
             raise ValueError(f"{len(self)} masks need as many captions, found {len(words)}")
-        return draw(self, image, words, least_side)
+        return draw(self, image, words, least_side, scores)
 
 
 def box_of(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:

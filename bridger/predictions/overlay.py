@@ -26,6 +26,7 @@ def draw(
     image: ImageLike,
     words: Sequence[str] | None,
     least_side: int,
+    scores: bool,
 ) -> Image.Image:
     """Draw the masks; see `Prediction.overlay`."""
     picture = opened(image)
@@ -40,7 +41,7 @@ def draw(
     line = max(1.5, max(picture.size) / 320)
     canvas = _paint(np.asarray(picture, dtype=np.float32), masks, line)
     drawn = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
-    return drawn if words is None else _caption(drawn, words, prediction.scores.tolist())
+    return drawn if words is None else _caption(drawn, words, prediction.scores.tolist(), scores)
 
 
 def opened(image: ImageLike) -> Image.Image:
@@ -102,17 +103,21 @@ def _ring(mask: Pixels, width: float) -> Pixels:
 
 
 def scored(words: str, score: float) -> str:
-    """Write a score behind words; what is true has a score of 1, of which there is no need."""
-    return words if score == 1 else f"{words}   {score:.2f}"
+    """Write a score behind words."""
+    return f"{words}   {score:.2f}"
 
 
-def _caption(picture: Image.Image, words: Sequence[str], scores: Sequence[float]) -> Image.Image:
-    """Put a line per expression under the picture: colour, words, score."""
+def _caption(
+    picture: Image.Image, words: Sequence[str], scores: Sequence[float], shown: bool
+) -> Image.Image:
+    """Put a line per expression under the picture: colour, words, and the score if it is shown."""
     height = max(20, round(max(picture.size) / 22))
-    lines = [
-        scored(sentence, score) if score > 0 else f"{sentence}   (nothing found)"
-        for sentence, score in zip(words, scores, strict=True)
-    ]
+    lines = list(words)
+    if shown:
+        lines = [
+            scored(sentence, score) if score > 0 else f"{sentence}   (nothing found)"
+            for sentence, score in zip(words, scores, strict=True)
+        ]
     font = font_for(lines, round(0.6 * height), picture.width - 1.5 * height)
     size = (picture.width, picture.height + height * len(lines))
     whole = Image.new("RGB", size, (24, 26, 30))

@@ -132,7 +132,9 @@ class SemanticPrediction:
             for index in self._occurring()
         ]
 
-    def overlay(self, image: ImageLike, *, least_side: int = 512) -> Image.Image:
+    def overlay(
+        self, image: ImageLike, *, least_side: int = 512, scores: bool = True
+    ) -> Image.Image:
         """Draw the regions on the picture that they were predicted for, and name them below it.
 
         Where there are more classes than colours, the largest regions are drawn.
@@ -140,6 +142,7 @@ class SemanticPrediction:
         Args:
             image: the picture.
             least_side: pictures whose longer side is smaller are enlarged to it.
+            scores: whether they are written behind the names; of what is true there are none.
 
         Raises:
             ValueError: the picture has another size than the labels.
@@ -148,7 +151,7 @@ class SemanticPrediction:
         masks = np.array([self.mask(index) for index in drawn]).reshape(-1, *self.labels.shape)
         regions = replace(Prediction.from_probabilities(masks, 0.5), scores=self.scores[drawn])
         words = [self.names[index] for index in drawn]
-        return regions.overlay(image, words or None, least_side=least_side)
+        return regions.overlay(image, words or None, least_side=least_side, scores=scores)
 
     def _occurring(self) -> list[int]:
         order: list[int] = np.argsort(-self.shares, kind="stable").tolist()

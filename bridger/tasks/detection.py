@@ -80,4 +80,5 @@ class Detection(ClassTask):
         names = tuple(names_of(entry)[0] for entry in data.classes)
         scores = np.ones(len(picture.boxes), dtype=np.float32)
         truth = DetectionPrediction(picture.boxes, scores, picture.labels, names, picture.size)
-        return [each.overlay(picture.picture) for each in (predicted, truth)]
+        shown = picture.picture
+        return [predicted.overlay(shown), truth.overlay(shown, scores=False)]

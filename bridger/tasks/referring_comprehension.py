@@ -79,4 +79,4 @@ class ReferringComprehension(ReferringTask):
             ("truth",),
             (mask.shape[0], mask.shape[1]),
         )
-        return [each.overlay(picture) for each in (predicted, truth)]
+        return [predicted.overlay(picture), truth.overlay(picture, scores=False)]

@@ -95,7 +95,7 @@ class ReferringSegmentation(ReferringTask):
         picture, words = sample.image_path, sample.sentences[0]
         predicted = model.predict(picture, words, head=head)
         truth = Prediction.from_probabilities((sample.mask[None] > 0).astype(np.float32))
-        return [predicted.overlay(picture, words), truth.overlay(picture, "truth")]
+        return [predicted.overlay(picture, words), truth.overlay(picture, "truth", scores=False)]
 
 
 class _Single:

@@ -74,7 +74,8 @@ class SemanticSegmentation(ClassTask):
         picture = data[index]
         predicted = model.predict(picture.picture, data.classes, head=head)
         truth = _as_prediction(picture.labels, [names_of(entry)[0] for entry in data.classes])
-        return [each.overlay(picture.picture) for each in (predicted, truth)]
+        shown = picture.picture
+        return [predicted.overlay(shown), truth.overlay(shown, scores=False)]
 
 
 def _as_prediction(labels: Any, names: Sequence[str]) -> SemanticPrediction:
