@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bridger.config import check_whole, did_you_mean
 from bridger.encoder import BridgedEncoder
 from bridger.features import TextFeatures
 from bridger.freezing import in_eval_mode
-from bridger.heads import HeadOutput
+from bridger.heads import Head, HeadOutput
 from bridger.heads.windows import in_windows
 from bridger.text_cache import cache_of
 from bridger.texts import Texts
@@ -84,6 +86,8 @@ def predict_one(
     """Return one picture's result; see `BridgedModel.predict`."""
     processor = required_processor(model)
     chosen = model.heads[head]
+    check_options(chosen, options)
+    check_whole("rows_at_once", rows_at_once)
     texts = chosen.texts(processor, words)
     with in_eval_mode(model):
 
@@ -96,6 +100,26 @@ def predict_one(
         pixels, placement = processor.image(image)
         output = ask(pixels.unsqueeze(0))
     return chosen.results(output, processor, [placement], texts, **options)[0]
+
+
+def check_options(head: Head, options: Mapping[str, Any]) -> None:
+    """Refuse options of `predict` that would say nothing to a head.
+
+    Raises:
+        TypeError: the head has no such option, or `overlap` has no `window`.
+        ValueError: a threshold that cannot be.
+    """
+    known = list(head.result_options())
+    kind = type(head).__name__
+    for name in options:
+        if name not in known:
+            have = did_you_mean(name, known) if known else "it has none"
+            raise TypeError(f"{kind} has no option {name!r} for predict: {have}")
+    threshold = options.get("threshold", 0)
+    if not isinstance(threshold, Real) or not 0 <= float(threshold) <= 1:
+        raise ValueError(f"threshold lies between 0 and 1, got {threshold!r}")
+    if "overlap" in options and "window" not in options:
+        raise TypeError("overlap= is that of windows: say how large these are, window=")
 
 
 def required_processor(model: BridgedModel) -> Processor:
@@ -131,14 +155,21 @@ def texts_by_head(
         By the text's name the heads that read it, and its tensors.
 
     Raises:
-        TypeError: both or neither are given.
-        ValueError: a text has an unknown key, no head reads it, or a head with labels has none.
+        TypeError: both or neither are given, or texts are no dict of dicts.
+        ValueError: there is no text, one has an unknown key or no head that reads it, or a head
+            with labels has none.
     """
     given = {key: value for key, value in flat.items() if value is not None}
     if (texts is None) == (not given):
         raise TypeError("pass either input_ids (and what belongs to them), or texts by name")
     if texts is None:
         return {"": (list(model.heads), given)}
+    if not isinstance(texts, Mapping) or not all(isinstance(t, Mapping) for t in texts.values()):
+        raise TypeError(
+            f"texts must be a dict of texts by name, each a dict of {TEXT_KEYS}, got {texts!r}"
+        )
+    if not texts:
+        raise ValueError("texts holds no text: pass one by the name or the kind of each head")
     for name, text in texts.items():
         if unknown := set(text) - set(TEXT_KEYS):
             raise ValueError(f"text {name!r} has {sorted(unknown)}; it may have {TEXT_KEYS}")
@@ -168,7 +199,7 @@ def joined(words: Any, images: Sequence[Any]) -> list[Any]:
     """
     if words is None:
         return [None] * len(images)
-    if not isinstance(words, Sized):
+    if not isinstance(words, Collection):
         raise TypeError(f"{len(images)} pictures need as many texts, got {words!r}")
     if isinstance(words, str) or len(words) != len(images):
         count = 1 if isinstance(words, str) else len(words)

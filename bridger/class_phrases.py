@@ -219,7 +219,8 @@ def check_templates(templates: Sequence[str]) -> None:
         TypeError: a template is no string, or the list is one string.
         ValueError: there is none, or one does not hold {} exactly once.
     """
-    if isinstance(templates, str) or not all(isinstance(t, str) for t in templates):
+    is_list = isinstance(templates, Sequence) and not isinstance(templates, str)
+    if not is_list or not all(isinstance(t, str) for t in templates):
         raise TypeError(f"expected a list of templates, strings all, found {templates!r}")
     if not templates:
         raise ValueError("expected at least one template, such as '{}', found none")

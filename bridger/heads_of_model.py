@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -40,14 +41,20 @@ class LossWeights(UserDict[str, float]):
         self.data = dict.fromkeys(heads, 1.0)
         self.update(weights or {})
 
-    def __setitem__(self, name: str, weight: float) -> None:
+    def __setitem__(self, name: str, weight: Any) -> None:
         if name not in self.data:
             names = list(self.data)
             raise ValueError(f"no head is called {name!r}: {did_you_mean(name, names)}")
-        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not (is_number and 0 <= weight < math.inf):
+        is_number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not (is_number and 0 <= float(weight) < math.inf):
             raise ValueError(f"the loss weight of {name!r} must be 0 or more, got {weight!r}")
         self.data[name] = float(weight)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(
+            f"every head has a loss weight; model.loss_weights[{name!r}] = 0 lets it rest, and "
+            f"model.drop_head({name!r}) takes it off"
+        )
 
 
 def check_head(name: str, head: Head) -> None:

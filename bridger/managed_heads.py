@@ -53,7 +53,7 @@ class ManagedHeads(HalfTowers):
             ValueError: there is none of that name.
         """
         del self.heads[self.head_name(name)]  # type: ignore[attr-defined]
-        del self.loss_weights[name]
+        del self.loss_weights.data[name]
 
     def _take_on(self, name: str, head: Head) -> None:
         check_head(name, head)

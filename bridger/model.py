@@ -337,8 +337,6 @@ class BridgedModel(ManagedHeads):
         """
         name = self.head_name(head)
         if threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise ValueError(f"threshold lies between 0 and 1, got {threshold}")
             options["threshold"] = threshold
         several = isinstance(image, (list, tuple))
         images: Any = image if several else [image]

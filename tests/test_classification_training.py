@@ -30,6 +30,7 @@ from bridger import BridgedModel, attach_bridgers
 from bridger.class_phrases import ClassPhrases
 from bridger.data.scenes import make_scene
 from bridger.heads import ClassificationConfig, ClassificationHead, HeadOutput
+from bridger.heads.class_losses import multi_label_loss, one_label_loss
 from bridger.labels import IGNORE
 from bridger.predictions import ClassificationPrediction
 from bridger.texts import Texts
@@ -106,6 +107,8 @@ def asked_logits(model: BridgedModel, pixels: Tensor, phrases: ClassPhrases) -> 
         ({}, torch.tensor([0.0, 1.0]), TypeError, "float32.*multi_label=True"),
         ({}, torch.tensor([2, 0]), ValueError, "only padding"),
         ({"multi_label": True}, torch.tensor([0, 1]), TypeError, "float from 0 to 1.*int64"),
+        ({}, [0, 1], TypeError, "tensor of class numbers.*got list"),
+        ({"multi_label": True}, np.ones((2, 3)), TypeError, "tensor of numbers.*got ndarray"),
         ({"multi_label": True}, torch.zeros(2, 4), ValueError, r"\(2, 3\).*found \(2, 4\)"),
         ({"multi_label": True}, torch.full((2, 3), 1.5), ValueError, "between 0 and 1"),
         ({"multi_label": True}, torch.full((2, 3), math.nan), ValueError, "between 0 and 1"),
@@ -113,7 +116,7 @@ def asked_logits(model: BridgedModel, pixels: Tensor, phrases: ClassPhrases) -> 
     ],
 )
 def test_bad_labels(
-    options: Mapping[str, Any], labels: Tensor, error: type[Exception], words: str
+    options: Mapping[str, Any], labels: Any, error: type[Exception], words: str
 ) -> None:
     mask = torch.tensor([[True, True, False], [True, True, True]])
     with pytest.raises(error, match=words):
@@ -132,13 +135,36 @@ def test_bad_labels(
         ({"text_mode": "together"}, ValueError, "text_mode='together' is unknown"),
         ({"label_smoothing": 1.0}, ValueError, "label_smoothing"),
         ({"logit_scale": 0.0}, ValueError, "logit_scale must be a positive number"),
-        ({"width": 0}, ValueError, "width must be positive"),
+        ({"logit_scale": "a"}, ValueError, "logit_scale must be a number"),
+        ({"label_smoothing": "a"}, ValueError, "label_smoothing must be at least 0 and below 1"),
+        ({"multi_label": "no"}, ValueError, "multi_label must be True or False, got 'no'"),
+        ({"templates": None}, TypeError, "expected a list of templates.*None"),
+        ({"width": 0}, ValueError, "width must be a positive integer, got 0"),
+        ({"width": 3.5}, ValueError, "width must be a positive integer, got 3.5"),
         ({"temperature": 1.0}, ValueError, "no option 'temperature'"),
     ],
 )
 def test_bad_options(options: Mapping[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         ClassificationHead.from_spec(POOLED, **options)
+
+
+def test_labels_of_several_classes_may_be_bool() -> None:
+    head, seen = head_of(multi_label=True), given()
+    shown = torch.tensor([[True, False, True], [False, False, True]])
+    found, expected = head(seen, shown).loss, head(seen, shown.float()).loss
+    assert torch.equal(found, expected) and expected > 0
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_compiled_code_does_not_look_at_labels(multi_label: bool) -> None:
+    loss = multi_label_loss if multi_label else one_label_loss
+    labels = (
+        torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]]) if multi_label else torch.tensor([2, 0])
+    )
+    logits = torch.randn(2, 3)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(logits, labels, None, 0.1), loss(logits, labels, None, 0.1))
 
 
 def test_features_of_other_towers_are_refused() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bridger import BridgedModel, BridgerConfig, Processor, attach_bridgers
 from bridger.heads import HeadOutput, ReferringSegmentationHead
-from bridger.heads.losses import no_target_loss, text_to_pixel_loss
+from bridger.heads.losses import dice_loss, no_target_loss, text_to_pixel_loss
 from bridger.predictions import Prediction
 
 SMALL = {"width": 32, "num_heads": 4, "num_layers": 2}
@@ -73,6 +73,23 @@ def test_the_loss_adds_the_cross_entropy_as_weighted(weight: float) -> None:
     torch.testing.assert_close(output.loss, pixels + weight * entropy)
     output.loss.backward()
     assert all(p.grad is not None for p in head.no_target.parameters())
+
+
+def test_the_summands_are_those_of_the_loss_to_the_bit() -> None:
+    given, masks = features(batch=2, expressions=2), masks_of(2, 2)
+    plain = build(no_target=False)(given, masks)
+    assert plain.losses == {}
+    output = build(dice_weight=0.7, no_target_weight=0.3)(given, masks)
+    targets = masks[..., ::4, ::4].float()
+    expected = {
+        "cross_entropy": text_to_pixel_loss(output.logits, targets),
+        "dice": 0.7 * dice_loss(output.logits, targets),
+        "no_target": 0.3 * no_target_loss(output.no_target, masks),
+    }
+    assert list(output.losses) == list(expected)
+    assert all(torch.equal(output.losses[name], loss) for name, loss in expected.items())
+    entropy, dice, scored = expected.values()
+    assert torch.equal(output.loss, entropy + dice + scored)
 
 
 def test_an_object_too_small_for_a_cell_is_an_object() -> None:

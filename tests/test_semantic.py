@@ -288,6 +288,9 @@ def test_bad_labels_say_what_was_expected_and_found() -> None:
     with pytest.raises(ValueError, match=r"expression_mask must be \(B, N\) = \(2, 2\)"):
         head(given, labels, torch.ones(2, 4, dtype=torch.bool))
     several = build(multi_label=True)
+    for each in (False, True):
+        with pytest.raises(TypeError, match="labels must be a tensor of .*, got list"):
+            build(multi_label=each)(packed(), [[0, 1]])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="built with multi_label=True"):
         several(given, labels)
     with pytest.raises(ValueError, match=r"\(2, 4, 64, 96\).*got \(2, 64, 96\)"):
@@ -300,6 +303,8 @@ def test_bad_labels_say_what_was_expected_and_found() -> None:
     ("changes", "words"),
     [
         ({"dice_weight": -1.0}, "dice_weight"),
+        ({"dice_weight": "a"}, "dice_weight must be a number, 0 or more, got 'a'"),
+        ({"background": "no"}, "background must be True or False, got 'no'"),
         ({"width": 30}, "multiple of 4"),
         ({"text_mode": "joined"}, "did you mean 'joint'"),
         ({"classes": ("dog", "dog")}, "dog"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
@@ -195,6 +196,11 @@ def test_every_head_resting_and_labels_without_text_are_refused() -> None:
     model = build(HEADS, masks=0).train()
     with pytest.raises(ValueError, match=r"every head rests: .*\['masks'\].*loss_weights\["):
         model(PIXELS, texts={"expressions": EXPRESSIONS}, labels={"masks": LABELS["masks"]})
+    for wrong in ([EXPRESSIONS], {"expressions": [1]}):
+        with pytest.raises(TypeError, match="texts must be a dict of texts by name"):
+            model(PIXELS, texts=wrong)
+    with pytest.raises(ValueError, match="texts holds no text"):
+        model(PIXELS, texts={})
     with pytest.raises(ValueError, match="labels for 'classes', and no text.*'expressions'"):
         model(PIXELS, texts={"expressions": EXPRESSIONS}, labels=LABELS)
 
@@ -205,6 +211,11 @@ def test_weights_are_set_by_name_and_checked(capsys: pytest.CaptureFixture[str])
     for wrong in (-1, float("nan"), float("inf"), True, "1"):
         with pytest.raises(ValueError, match="weight of 'masks' must be 0 or more, got"):
             model.loss_weights["masks"] = wrong
+    for forget in (lambda: model.loss_weights.pop("masks"), model.loss_weights.clear):
+        with pytest.raises(TypeError, match="every head has a loss weight"):
+            forget()
+    model.loss_weights["masks"] = np.float32(0.5)
+    assert model.loss_weights["masks"] == 0.5 and type(model.loss_weights["masks"]) is float
     with pytest.raises(ValueError, match="no head is called 'mask': did you mean 'masks'"):
         model.loss_weights["mask"] = 1
     with pytest.raises(ValueError, match="no head is called 'boxes'"):

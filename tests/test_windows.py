@@ -14,6 +14,7 @@ from helpers_words import word_tokenizer
 from bridger import BridgedModel, BridgerConfig, Processor, attach_bridgers
 from bridger.heads import (
     ClassificationHead,
+    DetectionHead,
     Head,
     ReferringSegmentationHead,
     SemanticSegmentationHead,
@@ -108,6 +109,11 @@ def test_an_option_of_the_head_goes_with_windows() -> None:
         ({"window": 24.0}, "got 24.0"),
         ({"window": 24, "overlap": 1.0}, "overlap must be at least 0 and below 1, got 1.0"),
         ({"window": 24, "overlap": -0.5}, "got -0.5"),
+        ({"window": 24, "overlap": "a"}, "overlap must be at least 0 and below 1, got 'a'"),
+        ({"rows_at_once": 0}, "rows_at_once must be a positive integer, got 0"),
+        ({"rows_at_once": 2.5}, "got 2.5"),
+        ({"threshold": 1.5}, "threshold lies between 0 and 1, got 1.5"),
+        ({"threshold": "a"}, "got 'a'"),
     ],
 )
 def test_bad_windows_are_refused(options: dict[str, Any], words: str) -> None:
@@ -115,8 +121,20 @@ def test_bad_windows_are_refused(options: dict[str, Any], words: str) -> None:
         model_of(**SMALL).predict(picture(50, 30), WORDS, **options)
 
 
+def test_options_are_checked_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(**SMALL)
+    monkeypatch.setattr(type(model), "encode", None)
+    head = type(model.heads["head"]).__name__
+    with pytest.raises(TypeError, match=f"{head} has no option 'treshold'.*'threshold'"):
+        model.predict(picture(50, 30), WORDS, treshold=0.5)
+    detector = model_of(DetectionHead)
+    monkeypatch.setattr(type(detector), "encode", None)
+    with pytest.raises(TypeError, match="DetectionHead has no option 'window' for predict"):
+        detector.predict(picture(50, 30), WORDS, window=24)
+
+
 def test_windows_are_for_heads_that_score_pixels() -> None:
-    with pytest.raises(TypeError, match="ClassificationHead does not"):
+    with pytest.raises(TypeError, match="ClassificationHead has no option 'window'.*threshold"):
         model_of(ClassificationHead).predict(picture(50, 30), WORDS, window=24)
     with pytest.raises(TypeError, match="overlap"):
         model_of(**SMALL).predict(picture(50, 30), WORDS, overlap=0.5)

@@ -40,8 +40,9 @@ another package is known as soon as its module is imported.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -73,6 +74,16 @@ class HeadOutput:
     loss: Tensor | None = None
     no_target: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def options_beside(own: Callable[..., Any], base: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the parameters of a method that the one which it overrides does not have."""
+    known = inspect.signature(base).parameters
+    return tuple(
+        name
+        for name, parameter in inspect.signature(own).parameters.items()
+        if name not in known and parameter.kind is not parameter.VAR_KEYWORD
+    )
 
 
 class Head(nn.Module, ABC):
@@ -147,6 +158,14 @@ class Head(nn.Module, ABC):
             texts: what was asked.
             Further options are the head's own, with defaults.
         """
+
+    @classmethod
+    def result_options(cls) -> tuple[str, ...]:
+        """Return the names of the options of its results, which are those of `predict`.
+
+        A head whose `results` takes any (**options) overrides this.
+        """
+        return options_beside(cls.results, Head.results)
 
     def texts(self, processor: Processor, words: Sequence[ClassName] | str | None) -> Texts:
         """Turn the words that `predict` is given into texts.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from bridger.labels import IGNORE
+from bridger.labels import IGNORE, check_tensor
 
 
 def one_label_loss(logits: Tensor, labels: Tensor, real: Tensor | None, smoothing: float) -> Tensor:
@@ -19,8 +20,10 @@ def one_label_loss(logits: Tensor, labels: Tensor, real: Tensor | None, smoothin
         smoothing: of the labels, over the real classes.
 
     Raises:
-        TypeError, ValueError: see `ClassificationHead.forward`.
+        TypeError, ValueError: see `ClassificationHead.forward`. Compiled code does not look at
+            the numbers.
     """
+    check_tensor(labels, "class numbers (B,)")
     batch, classes = logits.shape
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(
@@ -32,20 +35,16 @@ def one_label_loss(logits: Tensor, labels: Tensor, real: Tensor | None, smoothin
             f"labels must be one class number for each of {batch} pictures, ({batch},), found "
             f"{tuple(labels.shape)}"
         )
+    labels = labels.to(logits.device, torch.int64)
     counted = labels != IGNORE
-    given = labels.long()[counted]
-    named = torch.zeros_like(logits, dtype=torch.bool)
-    if ((given < 0) | (given >= classes)).any():
+    if _looks_at_numbers() and (counted & ((labels < 0) | (labels >= classes))).any():
         raise ValueError(
             f"class numbers lie between 0 and {classes - 1}, or are {IGNORE} where a picture does "
-            f"not count; found {sorted(set(given.tolist()))}"
+            f"not count; found {sorted(set(labels[counted].tolist()))}"
         )
-    named[counted, given] = True
+    named = rearrange(labels, "b -> b 1") == torch.arange(classes, device=logits.device)
     real = torch.ones_like(named) if real is None else real
-    if (named & ~real).any():
-        raise ValueError(
-            "labels name classes that are only padding: expression_mask is false there"
-        )
+    _check_padding(named, real)
     share = smoothing / real.sum(dim=-1, keepdim=True)
     target = (1 - smoothing) * named + share * real
     logs = torch.where(real, logits.log_softmax(dim=-1), 0)
@@ -60,20 +59,33 @@ def multi_label_loss(
 
     Arguments and errors as of `one_label_loss`.
     """
-    if not labels.is_floating_point():
-        raise TypeError(f"labels must be float from 0 to 1 with multi_label, found {labels.dtype}")
+    check_tensor(labels, "numbers from 0 to 1, (B, K)")
+    if not (labels.is_floating_point() or labels.dtype == torch.bool):
+        raise TypeError(
+            f"labels must be float from 0 to 1, or bool, with multi_label, found {labels.dtype}"
+        )
     if labels.shape != logits.shape:
         raise ValueError(
             f"labels must be (B, K) = {tuple(logits.shape)} with multi_label, found "
             f"{tuple(labels.shape)}"
         )
-    if not ((labels >= 0) & (labels <= 1)).all():
+    labels = labels.to(logits.device, torch.float32)
+    if _looks_at_numbers() and not ((labels >= 0) & (labels <= 1)).all():
         raise ValueError("labels must lie between 0 and 1 with multi_label")
     target = labels * (1 - smoothing) + smoothing / 2
     if real is None:
         return F.binary_cross_entropy_with_logits(logits, target)
-    if (labels[~real] > 0).any():
+    _check_padding(labels > 0, real)
+    return F.binary_cross_entropy_with_logits(logits[real], target[real])
+
+
+def _looks_at_numbers() -> bool:
+    """Whether labels are checked: in compiled code that would break the graph."""
+    return not torch.compiler.is_compiling()
+
+
+def _check_padding(named: Tensor, real: Tensor) -> None:
+    if _looks_at_numbers() and (named & ~real).any():
         raise ValueError(
             "labels name classes that are only padding: expression_mask is false there"
         )
-    return F.binary_cross_entropy_with_logits(logits[real], target[real])

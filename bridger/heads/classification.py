@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.config import did_you_mean
+from bridger.config import check_flag, check_number, check_share, check_whole, did_you_mean
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.base import HeadOutput
 from bridger.heads.class_losses import multi_label_loss, one_label_loss
@@ -68,14 +68,13 @@ class ClassificationConfig(ClassNamesConfig):
             )
         if self.scores == "fixed" and not self.classes:
             raise ValueError("scores='fixed' scores a fixed list of classes: say which, classes=")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}"
-            )
-        if self.logit_scale is not None and not 0 < self.logit_scale < math.inf:
-            raise ValueError(f"logit_scale must be a positive number, got {self.logit_scale}")
-        if self.width < 1:
-            raise ValueError(f"width must be positive, got {self.width}")
+        check_flag("multi_label", self.multi_label)
+        check_share("label_smoothing", self.label_smoothing)
+        if self.logit_scale is not None:
+            check_number("logit_scale", self.logit_scale)
+            if not self.logit_scale:
+                raise ValueError(f"logit_scale must be a positive number, got {self.logit_scale}")
+        check_whole("width", self.width)
 
 
 @dataclass
@@ -108,8 +107,8 @@ class ClassificationHead(ClassNamesHead):
     the last map. Names that are packed into one text (text_mode="joint") share its sentence, so
     what tells them apart must be learned first.
 
-    Labels are class numbers (B,) int64, IGNORE where a picture does not count, or (B, K) float
-    from 0 to 1 with multi_label.
+    Labels are class numbers (B,) int64, IGNORE where a picture does not count, or with multi_label
+    (B, K) float from 0 to 1, or bool.
 
     Args:
         spec: what the bridged towers offer.
@@ -160,6 +159,8 @@ class ClassificationHead(ClassNamesHead):
                 no class, or texts are not about all of a fixed list of classes.
         """
         self.check_features(features, expression_mask)
+        if expression_mask is not None:
+            expression_mask = expression_mask.to(features.sentence.device)
         n = features.num_expressions
         image = rearrange(self._image(features), "(b n) c -> b n c", n=n)
         if isinstance(self.scores, LinearScores):

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from bridger.heads.base import Head, HeadOutput
+from bridger.heads.base import Head, HeadOutput, options_beside
 from bridger.predictions.maps import PictureMaps, Piece
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
+
+WINDOW_OPTIONS = ("window", "overlap")
+"""Options of `predict` that cut a picture in windows; see `bridger.heads.windows.in_windows`."""
 
 
 class DenseHead(Head):
@@ -53,6 +56,11 @@ class DenseHead(Head):
             )
             for index, piece in enumerate(pieces)
         ]
+
+    @classmethod
+    def result_options(cls) -> tuple[str, ...]:
+        """Return the options of one picture's result, and those of windows."""
+        return *options_beside(cls.result, DenseHead.result), *WINDOW_OPTIONS
 
     def pieces(
         self,

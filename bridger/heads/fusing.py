@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bridger.bridgers.zoom import target_size
-from bridger.config import Config, did_you_mean
+from bridger.config import Config, check_flag, check_share, check_whole, did_you_mean
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.alignment import GlobalAlignment, HierarchicalAlignment, LastMap
 from bridger.heads.base import Head
@@ -58,9 +58,9 @@ class FusingConfig(Config):
         if self.ffn_width is None:
             object.__setattr__(self, "ffn_width", self.width)
         for name in ("width", "ffn_width", "num_layers", "num_heads", "grid_stride"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            check_whole(name, getattr(self, name))
+        for name in ("hierarchical_alignment", "global_alignment"):
+            check_flag(name, getattr(self, name))
         if self.width % 4:
             raise ValueError(
                 f"width must be a multiple of 4 (sines and cosines of rows and columns), "
@@ -76,8 +76,7 @@ class FusingConfig(Config):
                 f"grid_stride must be a multiple of {UPSAMPLING}, since logits are "
                 f"{UPSAMPLING} times as fine, got {self.grid_stride}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        check_share("dropout", self.dropout)
         for name, known in (("gate", GATES), ("decoder_text", TEXTS)):
             value = getattr(self, name)
             if value not in known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.config import check_flag, check_number
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.base import HeadOutput
 from bridger.heads.dense import DenseHead
@@ -49,9 +49,9 @@ class ReferringConfig(FusingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("dice_weight", "no_target_weight"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number, 0 or more, got {value!r}")
+            check_number(name, getattr(self, name))
+        for name in ("no_target", "keep_inert"):
+            check_flag(name, getattr(self, name))
 
 
 @register_head("referring_segmentation")
@@ -120,12 +120,16 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
             return HeadOutput(rows, no_target=no_target)
         targets = mask_targets(labels, rows, features.image_size)
         loss = text_to_pixel_loss(rows, targets, expression_mask)
+        losses = {"cross_entropy": loss}
         if self.config.dice_weight:
-            loss = loss + self.config.dice_weight * dice_loss(rows, targets, expression_mask)
+            dice = dice_loss(rows, targets, expression_mask)
+            losses["dice"] = self.config.dice_weight * dice
+            loss = loss + losses["dice"]
         if no_target is not None:
             scored = no_target_loss(no_target, labels, expression_mask)
-            loss = loss + self.config.no_target_weight * scored
-        return HeadOutput(rows, loss, no_target)
+            losses["no_target"] = self.config.no_target_weight * scored
+            loss = loss + losses["no_target"]
+        return HeadOutput(rows, loss, no_target, losses if len(losses) > 1 else {})
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probability of each cell to lie in the object, (B, N, h, w)."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridger.config import check_share
 from bridger.heads.base import Head, HeadOutput
 from bridger.heads.dense import DenseHead
 from bridger.pictures import ImageLike, read_picture
@@ -59,18 +60,12 @@ def in_windows(
         **options: of the head's `result`.
 
     Raises:
-        TypeError: the head scores no pixels.
         ValueError: a window or an overlap that cannot be.
     """
-    if not isinstance(head, DenseHead):
-        raise TypeError(
-            f"window= cuts a picture for heads that score its pixels; {type(head).__name__} does "
-            f"not: leave it out"
-        )
+    assert isinstance(head, DenseHead)  # others have no option of that name
     if not isinstance(window, int) or isinstance(window, bool) or window < 1:
         raise ValueError(f"window must be a side in pixels, 1 or more, got {window!r}")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be at least 0 and below 1, got {overlap!r}")
+    check_share("overlap", overlap)
     picture = read_picture(image)
     size = (picture.shape[1], picture.shape[2])
     corners = [
