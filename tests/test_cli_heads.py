@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,6 +119,36 @@ def test_a_split_is_judged_by_the_figures_of_the_heads_task(
         assert result["pictures"] == len(split) == 3
         assert set(result["per_class"]) == set(expected.per_class())
         assert "trained on" in said and "classes" in said
+
+
+def test_splits_to_train_on_are_judged_only_where_they_are_named(
+    run: Run, adapter: Path, data: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data("label"), root)
+    shutil.copytree(root / "train", root / "trainval")
+    command = [
+        "evaluate",
+        adapter,
+        "--data",
+        root,
+        "--head",
+        "label",
+        "--json",
+        tmp_path / "a.json",
+    ]
+
+    def judged(*options: str) -> list[str]:
+        code, _, err = run(*command, *options)
+        assert code == 0, err
+        results = json.loads((tmp_path / "a.json").read_text())["results"]
+        return [result["split"] for result in results]
+
+    assert judged() == ["val"]
+    assert judged("--split", "trainval", "val") == ["trainval", "val"]
+    shutil.rmtree(root / "val")
+    code, _, err = run(*command)
+    assert code == 1 and "has splits to train on alone (train, trainval): name --split" in err
 
 
 def test_first_sentences_alone_can_be_judged_by_their_boxes(

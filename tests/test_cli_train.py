@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from helpers_own_data import read_lines, write_lines, write_own_data
 
 from bridger.cli import main, train
 from bridger.data import Mixed, ReferringDataset
+from bridger.data.scenes import write_scenes
 from bridger.training import Recipe
 from bridger.training.recipe_files import recipe_names
 
@@ -209,6 +211,39 @@ def test_a_split_that_shares_pictures_with_val_is_warned_of(
     assert "to train on" not in err
 
 
+def boxes_of_years(root: Path, *names: str) -> list[object]:
+    """A folder with boxes, its train split under other names; what trains a detector on it."""
+    write_scenes(root, {"train": 2, "val": 1}, size=64, layout="boxed", classes=6)
+    for name in names:
+        shutil.copy(root / "annotations" / "train.json", root / "annotations" / f"{name}.json")
+        shutil.copytree(root / "images" / "train", root / "images" / name)
+    (root / "annotations" / "train.json").unlink()
+    return ["train", "--head", "detection", "--data", root, "--out", root / "out"]
+
+
+def test_of_several_splits_to_train_on_one_is_named(
+    run: Run, tmp_path: Path, trained: Trained
+) -> None:
+    argv = boxes_of_years(tmp_path, "train2014", "train2017")
+    code, _, err = run(*argv)
+    assert code == 1 and "has no split train, but train2014, train2017: name" in err
+    code, _, err = run(*argv, "--split", "train2017")
+    assert code == 0 and trained.training is not None, err
+    assert trained.training.split == "train2017" and "warning" not in err
+    code, _, err = run(*argv, "--split", "train2015")
+    assert code == 1 and "has no split 'train2015'" in err
+
+
+def test_the_only_split_to_train_on_may_have_another_name(
+    run: Run, tmp_path: Path, trained: Trained
+) -> None:
+    argv = boxes_of_years(tmp_path, "trainval")
+    code, said, err = run(*argv)
+    assert code == 0 and "training on coco trainval: 2 pictures" in said, (said, err)
+    code, _, err = run(*argv, "--validation", "trainval")
+    assert "2 of 2 pictures to train on are such that are in trainval, too" in err
+
+
 def test_several_data_sets_in_a_folder_must_be_chosen_from(
     run: Run, coco: Path, tmp_path: Path
 ) -> None:
@@ -242,9 +277,9 @@ def test_an_interrupted_training_offers_to_go_on_where_it_can(
 
     monkeypatch.setattr("bridger.training.run.train", interrupted)
     monkeypatch.setattr("bridger.training.run.has_checkpoint", lambda out: trained)
-    argv = ["train", "--data", scenes, "--out", tmp_path, "--validation", "none"]
-    code, _, err = run(*argv)
-    assert code == 130 and ("--validation none --resume" in err) == trained, err
+    options = ["--split", "train", "--validation", "none"]
+    code, _, err = run("train", "--data", scenes, "--out", tmp_path, *options)
+    assert code == 130 and ("--split train --validation none --resume" in err) == trained, err
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--split",
         nargs="+",
         metavar="SPLIT",
-        help="which splits (default: all that the data set has, but train)",
+        help="which splits (default: all that the data set has, but those to train on, such as "
+        "train, trainval or train2017)",
     )
     parser.add_argument(
         "--sentences",
@@ -154,10 +155,14 @@ def _options(task: Task, args: argparse.Namespace) -> dict[str, Any]:
 
 def _splits(task: Task, args: argparse.Namespace) -> Iterator[Any]:
     """Open the splits of every data set; each is judged on its own."""
+    from bridger.data.label_layouts import is_training
+
     for name in datasets_of(task, args.adapter, args.data, args.dataset):
-        judged = args.split or [s for s in task.splits(args.data, name) if s != "train"]
+        there = task.splits(args.data, name)
+        judged = args.split or [split for split in there if not is_training(split)]
         if not judged:
-            raise ValueError(f"{args.data} has a train split alone: judge it with --split train")
+            found = ", ".join(there)
+            raise ValueError(f"{args.data} has splits to train on alone ({found}): name --split")
         yield from task.open_several(args.data, judged, name)
 
 

@@ -63,6 +63,12 @@ def register(parser: argparse.ArgumentParser) -> None:
         "it: head.width=96; values are JSON; may be given often",
     )
     parser.add_argument(
+        "--split",
+        metavar="SPLIT",
+        help="split to train on (default: train, or the only one of another name to train on, "
+        "such as train2017)",
+    )
+    parser.add_argument(
         "--validation",
         metavar="SPLIT",
         help="split that chooses the adapter, none: the last one is kept (default: val, where "
@@ -87,7 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bridger.training.run import has_checkpoint, train
 
     recipe = recipe_from(args)
-    training, validation = open_training(recipe, args.data, args.validation)
+    training, validation = open_training(recipe, args.data, args.validation, args.split)
     say(f"training on {training.name} {training.split}: {get_task(recipe.task).size(training)}")
     started = time.monotonic()
     try:
@@ -95,7 +101,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except KeyboardInterrupt as interruption:
         if not has_checkpoint(args.out):
             raise KeyboardInterrupt("before anything was trained") from interruption
-        asked = f" --validation {args.validation}" if args.validation else ""
+        given = {"--split": args.split, "--validation": args.validation}
+        asked = "".join(f" {option} {split}" for option, split in given.items() if split)
         verb = f"bridger train --data {args.data} --out {args.out}{asked} --resume"
         message = f"go on with `{verb}`"
         raise KeyboardInterrupt(message) from interruption

@@ -23,6 +23,7 @@ from bridger.data.check_report import (
     SplitCounts,
     in_threads,
 )
+from bridger.data.label_layouts import is_training
 from bridger.data.labelled import LabelledDataset
 
 UNREADABLE_SPLITS = "splits that cannot be opened"
@@ -97,7 +98,7 @@ def check_labelled(
     train = next((each for each in looked if each.data.split == "train"), None)
     for each in looked:
         _find_empty(each, findings)
-        if train is not None and not each.data.split.startswith("train"):  # as VOC's trainval
+        if train is not None and not is_training(each.data.split):
             _find_unseen(each, train, findings)
             _find_leaks(each, train, findings)
     return DataReport(

@@ -36,6 +36,11 @@ def by_split(places: Iterable[tuple[str, PlaceT]]) -> dict[str, PlaceT]:
     return {name: found[name] for name in first + sorted(set(found) - set(USUAL))}
 
 
+def is_training(split: str) -> bool:
+    """Whether a split is one to train on: "train", VOC's "trainval", COCO's "train2017"."""
+    return split.startswith("train")
+
+
 def has_usual(splits: Iterable[str]) -> bool:
     """Whether names are of splits: a train, val or test is among them, as in all data sets."""
     return bool(set(splits) & set(USUAL))
