@@ -120,13 +120,16 @@ def _check_numbers(
             )
 
 
-def row_targets(pictures: Sequence[Boxes], pairs: Pairs, real: Tensor) -> list[dict[str, Tensor]]:
+def row_targets(
+    pictures: Sequence[Boxes], pairs: Pairs, real: Tensor, device: torch.device
+) -> list[dict[str, Tensor]]:
     """Return the targets of all B*S rows: every row is an image to FCOS, with classes of its own.
 
     Args:
         pictures: B labels, on the CPU.
-        pairs: which row asks for which class; its device is that of the targets.
+        pairs: which row asks for which class.
         real: (B, S) bool, on the CPU, false at rows that are padding: they have no targets.
+        device: where the targets go.
 
     Returns:
         For each row "boxes" (n, 4) of the classes that it mentions, "labels" (n,), their slots,
@@ -146,7 +149,6 @@ def row_targets(pictures: Sequence[Boxes], pairs: Pairs, real: Tensor) -> list[d
                 f"which the picture is not asked: expression_mask is false there"
             )
         asked.append(slots)
-    device = pairs.rows.device
     objects, crowds = (_split_by_row(pictures, asked, crowd, device) for crowd in (False, True))
     return [
         {"boxes": boxes, "labels": labels, "crowd_boxes": crowd_boxes, "crowd_labels": crowd_labels}

@@ -186,12 +186,13 @@ class BoxHead(Head):
         pictures = check_boxes(labels, len(logits), pairs.num_classes, features.image_size)
         real = real.cpu()
         self.check_labels(pictures, real)
-        output.losses = self._losses(output, row_targets(pictures, pairs, real))
+        targets = row_targets(pictures, pairs, real, logits.device)
+        output.losses = self._losses(output, targets)
         output.loss = torch.stack([*output.losses.values()]).sum()
         return output
 
     def check_labels(self, pictures: Sequence[Boxes], real: Tensor) -> None:
-        """Refuse labels that this head cannot be trained on; arguments as of `row_targets`."""
+        """Refuse labels that it cannot be trained on; arguments as of `row_targets`."""
 
     def merge(self, outputs: Sequence[HeadOutput]) -> HeadOutput:
         """Join the outputs for one batch of pictures that was asked about texts in chunks."""
