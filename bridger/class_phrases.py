@@ -50,7 +50,7 @@ class ClassPhrases:
         processor: its tokenizer and its limit of tokens count; longer phrases are cut, with a
             warning.
         classes: names, or names with synonyms.
-        templates: sentences with a {} where the name stands.
+        templates: sentences with a {} where the name stands; each counts once.
 
     Attributes:
         names: the K classes' main names.
@@ -58,6 +58,7 @@ class ClassPhrases:
 
     Raises:
         TypeError, ValueError: see `check_class_names` and `check_templates`.
+        ValueError: the main names of two classes have the same tokens.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ClassPhrases:
     ) -> None:
         check_class_names(classes)
         check_templates(templates)
+        templates = list(dict.fromkeys(templates))
         self.names = tuple(names_of(entry)[0] for entry in classes)
         self._words, self._max_length = processor.words, processor.max_length
         said = [
@@ -78,6 +80,18 @@ class ClassPhrases:
         rows = iter(self._words.rows(sentences, self._max_length))
         special_ids = self._words.special_ids
         self.phrases = [[Phrase.of(next(rows), special_ids) for _ in of_class] for of_class in said]
+        self._check_apart()
+
+    def _check_apart(self) -> None:
+        owners: dict[tuple[int, ...], str] = {}
+        for name, phrases in zip(self.names, self.phrases, strict=True):
+            other = owners.setdefault(phrases[0].body, name)
+            if other != name:
+                raise ValueError(
+                    f"the classes {other!r} and {name!r} are the same tokens to this tokenizer "
+                    f"(marks that it drops, words that it does not know, or names cut at "
+                    f"{self._max_length} tokens), so nothing could tell them apart: rename one"
+                )
 
     def count(self, class_: int) -> int:
         """Return how many phrases a class has."""
@@ -167,8 +181,11 @@ class ClassPhrases:
 
 
 def names_of(entry: ClassName) -> tuple[str, ...]:
-    """Return a class's name and its synonyms."""
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+    """Return a class's name and its synonyms, each once."""
+    kept: dict[str, str] = {}
+    for name in (entry,) if isinstance(entry, str) else entry:
+        kept.setdefault(_plain(name), name)
+    return tuple(kept.values())
 
 
 def check_class_names(classes: Sequence[ClassName]) -> None:
@@ -193,23 +210,26 @@ def check_class_names(classes: Sequence[ClassName]) -> None:
         if not names_of(entry) or not all(name.strip() for name in names_of(entry)):
             raise ValueError(f"class number {index} has an empty name: {entry!r}")
         name = names_of(entry)[0]
-        if (owner := owners.setdefault(_plain(name), index)) != index:
+        if (owner := owners.setdefault(name_key(name), index)) != index:
             raise ValueError(
                 f"the class name {name!r} stands twice in the list, as number {owner} and as "
                 f"number {index}: keep one of them"
             )
     for index, entry in enumerate(classes):
         for synonym in names_of(entry)[1:]:
-            if (owner := owners.get(_plain(synonym), index)) != index:
+            if (owner := owners.get(name_key(synonym), index)) != index:
                 raise ValueError(
                     f"{synonym!r}, a synonym of the class {names_of(entry)[0]!r}, is the name of "
                     f"class number {owner}: leave the synonym out"
                 )
 
 
-def _plain(name: str) -> str:
-    """What most tokenizers leave of a name's spelling."""
-    return " ".join(name.casefold().split())
+def name_key(entry: ClassName) -> str:
+    """Return what tells a class from others: of its main name what most tokenizers leave.
+
+    Wherever classes are compared by their names, these are.
+    """
+    return " ".join(names_of(entry)[0].casefold().split())
 
 
 def check_templates(templates: Sequence[str]) -> None:

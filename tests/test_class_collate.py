@@ -277,6 +277,10 @@ def test_classes_that_the_data_do_not_have_are_refused() -> None:
         numbers_of(CLASSES, ["owl", "drums"])
 
 
+def test_classes_are_the_same_whatever_their_case_and_blanks() -> None:
+    assert numbers_of(["Owl", "sea  gull", "bus"], [" Sea gull", ("OWL", "bird")]) == [1, 0, None]
+
+
 # Pictures.
 
 

@@ -137,7 +137,8 @@ def test_heads_for_one_class_need_pictures_of_one(tmp_path: Path) -> None:
 
 
 def test_a_fixed_list_is_judged_by_names_on_other_lists(tmp_path: Path) -> None:
-    listed = ("tree", "moon", "owl")  # not the data's order, and one that they do not know
+    # Not the data's order, another case, and one that they do not know.
+    listed = ("Tree", "moon", "owl")
     model, data = model_with("label", scores="fixed", classes=listed), classified(tmp_path)
     with torch.no_grad():
         model.heads["label"].scores.linear.bias.copy_(torch.tensor([2.0, 9.0, 1.0]))

@@ -149,3 +149,5 @@ def test_classes_are_known_by_their_main_names(tmp_path: Path) -> None:
     model, data = model_with("regions"), segmented(tmp_path, 1)
     renamed = Labelled(data.pictures, ["night bird", ("drum", "owl"), "car", "tree"])
     assert evaluate_semantic(model, renamed).seen == (False, False, True, False)
+    spelled = Labelled(data.pictures, ["OWL", "drum", " Car", "tree"])
+    assert evaluate_semantic(model, spelled).seen == SEEN

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bridger.class_phrases import names_of
+from bridger.class_phrases import name_key, names_of
 from bridger.data.check_labels import KINDS, Kind
 from bridger.data.check_pictures import PictureReader
 from bridger.data.check_report import (
@@ -226,9 +226,9 @@ def _find_empty(looked: _Looked, findings: Findings) -> None:
 
 
 def _find_unseen(looked: _Looked, train: _Looked, findings: Findings) -> None:
-    known = set(train.names)
+    known = set(map(name_key, train.names))
     for name in looked.names:
-        if name not in known:
+        if name_key(name) not in known:
             findings.add(UNSEEN, f"{looked.data.split}: {name}")
 
 

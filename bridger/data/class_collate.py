@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridger.class_phrases import names_of
+from bridger.class_phrases import name_key, names_of
 from bridger.config import did_you_mean
 from bridger.data.augment import Transform
 from bridger.data.box_collate import boxes_in_input, mirrored
@@ -238,15 +238,14 @@ def numbers_of(classes: Sequence[ClassName], trained: Sequence[ClassName]) -> li
     Raises:
         ValueError: a class to be trained on is none of the data's.
     """
-    names = [names_of(entry)[0] for entry in classes]
-    wanted = [names_of(entry)[0] for entry in trained]
-    if unknown := [name for name in wanted if name not in names]:
+    names = {name_key(entry): names_of(entry)[0] for entry in classes}
+    places = {name_key(entry): place for place, entry in enumerate(trained)}
+    if unknown := [names_of(trained[places[key]])[0] for key in places if key not in names]:
         raise ValueError(
             f"head.classes names {unknown[0]!r}, which the training data do not have: "
-            f"{did_you_mean(unknown[0], names)} (head.classes=[] trains on all of them)"
+            f"{did_you_mean(unknown[0], [*names.values()])} (head.classes=[] trains on all of them)"
         )
-    places = {name: place for place, name in enumerate(wanted)}
-    return [places.get(name) for name in names]
+    return [places.get(key) for key in names]
 
 
 def _chosen(found: dict[str, Tensor], kept: Tensor) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridger.class_phrases import ClassName, check_class_names, names_of
+from bridger.class_phrases import ClassName, check_class_names, name_key
 
 CLASSES_FILE = "classes.txt"
 # ImageNet's lists name a folder first: "n01440764 tench, Tinca tinca".
@@ -133,11 +133,11 @@ def class_names(entries: Sequence[Sequence[str]], path: Path) -> tuple[ClassName
     Raises:
         ValueError: there is no class, a name is empty, or two classes have the same.
     """
-    owners = Counter(name.casefold() for names in entries for name in set(names))
+    owners = Counter(name_key(name) for names in entries for name in set(names))
     kept: list[ClassName] = []
     for names in entries:
         name, *synonyms = names
-        synonyms = [synonym for synonym in synonyms if owners[synonym.casefold()] == 1]
+        synonyms = [synonym for synonym in synonyms if owners[name_key(synonym)] == 1]
         kept.append((name, *synonyms) if synonyms else name)
     try:
         check_class_names(kept)
@@ -148,7 +148,7 @@ def class_names(entries: Sequence[Sequence[str]], path: Path) -> tuple[ClassName
 
 def is_background(name: ClassName) -> bool:
     """Whether a class stands for all pixels that belong to none: "background" and the like."""
-    return names_of(name)[0].casefold() == "background"
+    return name_key(name) == "background"
 
 
 def _key_and_names(line: str) -> tuple[str, list[str]]:

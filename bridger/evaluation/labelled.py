@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from bridger.class_phrases import names_of
+from bridger.class_phrases import name_key, names_of
 from bridger.data.labelled import LabelledDataset
 from bridger.evaluation.metrics import Floats
 from bridger.heads import Head
@@ -62,10 +62,10 @@ class LabelledEvaluation(ABC, Generic[CaseT]):
         cases: Sequence[Any],
         **more: Any,
     ) -> EvaluationT:
-        """Say what the cases are of: classes are told apart, and known, by their main names."""
+        """Say what the cases are of: classes are known by their main names, see `name_key`."""
         names = [names_of(each)[0] for each in data.classes]
-        trained = {names_of(each)[0] for each in getattr(head.config, "classes", ())}
-        seen = tuple(name in trained for name in names)
+        trained = set(map(name_key, getattr(head.config, "classes", ())))
+        seen = tuple(name_key(name) in trained for name in names)
         return cls(data.name, data.split, tuple(names), seen, tuple(cases), **more)
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from bridger.answering import answer
-from bridger.class_phrases import ClassName, names_of
+from bridger.class_phrases import ClassName, name_key
 from bridger.data.labelled import LabelledDataset, LabelledPicture
 from bridger.evaluation.ranks import gather, rank_and_world
 from bridger.freezing import in_eval_mode
@@ -129,8 +129,8 @@ def places_of(texts: Texts, data: LabelledDataset[Any]) -> npt.NDArray[np.int64]
     They are the same unless the head has a fixed list: of the data set's classes those that it
     lacks are never found, and what it finds of others is nothing that the data set knows.
     """
-    numbers = {names_of(entry)[0]: number for number, entry in enumerate(data.classes)}
-    return np.array([numbers.get(name, -1) for name in texts.names], dtype=np.int64)
+    numbers = {name_key(entry): number for number, entry in enumerate(data.classes)}
+    return np.array([numbers.get(name_key(name), -1) for name in texts.names], dtype=np.int64)
 
 
 def processor_for(model: BridgedModel, batch_size: int) -> Processor:

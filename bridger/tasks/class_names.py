@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.utils.data import Dataset
 
-from bridger.class_phrases import ClassPhrases, names_of
+from bridger.class_phrases import ClassPhrases, name_key
 from bridger.data.class_collate import ClassCollator, numbers_of
 from bridger.data.class_questions import ClassQuestions
 from bridger.data.labelled import LabelledDataset
@@ -58,8 +58,7 @@ class ClassTask(Task):
         numbers_of(data.classes, trained)
         if validation is None or not recipe.metric.endswith((SEEN, UNSEEN)):
             return
-        known = {names_of(entry)[0] for entry in trained}
-        judged = {names_of(entry)[0] for entry in validation.classes}
+        known, judged = set(map(name_key, trained)), set(map(name_key, validation.classes))
         if not (judged & known if recipe.metric.endswith(SEEN) else judged - known):
             kind = "that are" if recipe.metric.endswith(SEEN) else "that are not"
             raise ValueError(
