@@ -229,7 +229,11 @@ def name_key(entry: ClassName) -> str:
 
     Wherever classes are compared by their names, these are.
     """
-    return " ".join(names_of(entry)[0].casefold().split())
+    return _plain(names_of(entry)[0])
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -188,6 +188,31 @@ def test_bad_names(case: str) -> None:
         Texts.of_classes(processor(), classes)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("classes", "length"),
+    [(["ball", "drum", "horse"], 12), (["the red ball", "the red dog"], 4)],
+    ids=["unknown words", "cut"],
+)
+@pytest.mark.filterwarnings("ignore:.*cut off")
+def test_classes_of_the_same_tokens_are_refused(classes: list[str], length: int, mode: str) -> None:
+    names = f"{classes[-2]!r} and {classes[-1]!r} are the same tokens"
+    with pytest.raises(ValueError, match=names):
+        Texts.of_classes(processor(max_length=length), classes, mode)
+
+
+def test_marks_that_a_tokenizer_drops_name_no_class() -> None:
+    with pytest.raises(ValueError, match="'dog' and 'dog!' are the same tokens"):
+        ClassPhrases(load_tiny_clip()[2], ["cat", "dog", "dog!"])
+
+
+def test_what_is_said_twice_counts_once() -> None:
+    made = processor()
+    once = ClassPhrases(made, [("dog", "red dog")], ("{}", "the {}"))
+    twice = ClassPhrases(made, [("dog", "red dog", "dog", "Red  dog")], ("{}", "the {}", "{}"))
+    assert twice.phrases == once.phrases and twice.count(0) == 4
+
+
 def test_two_classes_may_share_a_synonym() -> None:
     check_class_names([("cat", "pet"), ("dog", "pet", "dog")])
 
