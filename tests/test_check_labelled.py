@@ -393,6 +393,16 @@ def test_classes_that_are_not_shown_or_not_trained_on_are_noted(
     assert "train: " in example and "c.png" in example and len(notes) == 3
 
 
+def test_folders_that_train_lacks_are_noted_as_unseen(copied: Callable[[str], Path]) -> None:
+    root = copied("classified")
+    (root / "classes.txt").unlink()
+    picture(root / "val/gull/a.png", 7)
+    report = check(root, "classified")
+    assert report.problems == ()
+    (note,) = [f for f in report.notes if f.what == check_labelled.UNSEEN]
+    assert note.examples == ("val: gull",)
+
+
 def test_pictures_without_boxes_and_missing_splits_are_noted(copied: Callable[[str], Path]) -> None:
     root = copied("boxed")
     write_json(root / "annotations" / "train.json", coco(3, (0, 5, [1, 1, 2, 2])))

@@ -59,9 +59,21 @@ def test_folders_of_classes(folders: Path) -> None:
 def test_tables(table: Path) -> None:
     assert classified_splits(table) == ["train", "val"]
     train, val = (open_classified(table, split) for split in ("train", "val"))
-    assert train.classes == val.classes == ("Käuzchen", "old owl", "young")
+    assert train.classes == ("Käuzchen", "old owl")  # it shows no others
+    assert val.classes == ("Käuzchen", "old owl", "young")
     assert labelled(train) == [("p/größe.jpg", (0,)), ("p/b,c.jpg", (1,))]
     assert labelled(val) == [("p/d.jpg", (2,))] and not val.multi_label
+
+
+def test_a_split_to_train_on_has_the_classes_that_it_shows(folders: Path) -> None:
+    write_picture(folders / "validation" / "Amsel" / "a.jpg")
+    train, val = (open_classified(folders, split) for split in ("train", "val"))
+    assert train.classes == ("Käuzchen", "old owl")
+    assert val.classes == ("Amsel", "Käuzchen", "old owl")
+    assert [labels for _, labels in labelled(train)] == [(0,), (0,), (1,)]
+    assert [labels for _, labels in labelled(val)] == [(0,), (2,)]
+    write_text(folders / "classes.txt", "old_owl", "Amsel", "Käuzchen")  # which says so
+    assert open_classified(folders, "train").classes == ("old owl", "Amsel", "Käuzchen")
 
 
 def test_several_labels_of_a_picture(table: Path) -> None:

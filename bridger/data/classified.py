@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from bridger.data.label_layouts import (
     by_split,
     folders_in,
     has_usual,
+    is_training,
     pick_split,
     pictures_below,
     require_folder,
@@ -89,11 +90,12 @@ def open_classified(
       "label". A column "labels" instead makes it multi-label: any number of classes, separated by
       semicolons.
 
-    The classes are those of all splits, sorted, with "_" in names for blanks. A `classes.txt` gives
-    another order and other names, a class on every line: what the folder or the table calls it, a
-    tab, its name and synonyms, separated by commas ("n01440764<TAB>tench, Tinca tinca"); without
-    a tab, the first name is what they call it. A `classes_<split>.txt` lists those that the split
-    speaks of.
+    The classes are those of all splits, sorted, with "_" in names for blanks; of a split to train
+    on, those of them that it has itself, as others are not learned. A `classes.txt` lists them in
+    another order and with other names, for every split, a class on every line: what the folder or
+    the table calls it, a tab, its name and synonyms, separated by commas ("n01440764<TAB>tench,
+    Tinca tinca"); without a tab, the first name is what they call it. A `classes_<split>.txt`
+    lists those that the split speaks of.
 
     Args:
         root: the folder.
@@ -112,12 +114,16 @@ def open_classified(
     every = _classes(root, places.values(), report)
     some = classes_of_split(root, split, every)
     if place.is_dir():
-        names = _known({name: place for name, _ in folders_in(place)}, some, report)
-        return ClassifiedPictures(split, place, _in_folders(place, names, report), some, False)
-    rows, multi_label = _read_table(place, report)
-    lines = {key: line for line, row in reversed(rows.items()) for key in row.keys}
-    known = set(_known({key: f"{place}, line {line}" for key, line in lines.items()}, some, report))
-    kept = [row for row in rows.values() if known.issuperset(row.keys)]
+        own: dict[str, Path | str] = {name: place for name, _ in folders_in(place)}
+        some = _shown(split, own, some, root)
+        rows = _in_folders(place, _known(own, some, report), report)
+        return ClassifiedPictures(split, place, rows, some, False)
+    by_line, multi_label = _read_table(place, report)
+    lines = {key: line for line, row in reversed(by_line.items()) for key in row.keys}
+    own = {key: f"{place}, line {line}" for key, line in lines.items()}
+    some = _shown(split, own, some, root)
+    known = set(_known(own, some, report))
+    kept = [row for row in by_line.values() if known.issuperset(row.keys)]
     return ClassifiedPictures(split, root, kept, some, multi_label)
 
 
@@ -154,6 +160,13 @@ def _classes(root: Path, places: Iterable[Path], report: Complain | None) -> Cla
             rows = _read_table(place, report and (lambda *_: None))[0]
             keys |= {key for row in rows.values() for key in row.keys}
     return ClassList.of_keys(sorted(keys), root)
+
+
+def _shown(split: str, own: Collection[str], classes: ClassList, root: Path) -> ClassList:
+    """Leave out what a split to train on does not show, unless a file lists its classes."""
+    if not own or not is_training(split) or classes.path != root:
+        return classes
+    return classes.only(own, root)
 
 
 def _known(
