@@ -20,6 +20,7 @@ from bridger.heads import SemanticSegmentationHead
 from bridger.labels import BACKGROUND
 from bridger.predictions import SemanticPrediction
 from bridger.predictions.maps import PictureMaps, Piece
+from bridger.predictions.overlay import colours_of
 from bridger.processing import Placement
 from bridger.tiny_clip import load_tiny_clip
 
@@ -215,3 +216,11 @@ def scene_labels(objects: Any, kinds: Any) -> np.ndarray:
     for thing in objects:
         labels[thing.mask] = kinds.index(thing.kind)
     return labels
+
+
+def test_a_class_has_its_colour_whatever_else_a_picture_shows() -> None:
+    names = [f"class {number}" for number in range(14)]
+    alone = {name: colours_of([name])[0] for name in names}
+    assert len(set(colours_of(names))) == len(names)  # as many as there are colours
+    pairs = [(a, b) for a in names for b in names if alone[a] != alone[b]]
+    assert pairs and all(colours_of(pair) == [alone[name] for name in pair] for pair in pairs)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from bridger.predictions.masks import Prediction
 
 Pixels = npt.NDArray[np.float32]
+Colour: TypeAlias = tuple[int, int, int]
 DIM, TINT = 0.6, 0.35
 """Brightness outside of all masks; share of the colour inside."""
 
@@ -27,8 +29,9 @@ def draw(
     words: Sequence[str] | None,
     least_side: int,
     scores: bool,
+    colours: Sequence[Colour] = COLOURS,
 ) -> Image.Image:
-    """Draw the masks; see `Prediction.overlay`."""
+    """Draw the masks, in these colours one after the other; see `Prediction.overlay`."""
     picture = opened(image)
     height, width = prediction.masks.shape[1:]
     if picture.size != (width, height):
@@ -39,9 +42,22 @@ def draw(
     picture = enlarged(picture, least_side)
     masks = [smooth(mask, picture.size) for mask in prediction.masks]
     line = max(1.5, max(picture.size) / 320)
-    canvas = _paint(np.asarray(picture, dtype=np.float32), masks, line)
+    canvas = _paint(np.asarray(picture, dtype=np.float32), masks, line, colours)
     drawn = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
-    return drawn if words is None else _caption(drawn, words, prediction.scores.tolist(), scores)
+    if words is None:
+        return drawn
+    return _caption(drawn, words, prediction.scores.tolist() if scores else None, colours)
+
+
+def colours_of(names: Sequence[str]) -> list[Colour]:
+    """Return a colour for each of a few names, as far as it is free the same in all pictures."""
+    taken: dict[str, int] = {}
+    for name in sorted(names):
+        place = crc32(name.encode()) % len(COLOURS)
+        while place in taken.values() and len(taken) < len(COLOURS):
+            place = (place + 1) % len(COLOURS)
+        taken[name] = place
+    return [COLOURS[taken[name]] for name in names]
 
 
 def opened(image: ImageLike) -> Image.Image:
@@ -76,17 +92,19 @@ def smooth(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> Pixels:
     return np.asarray(((soft - 0.5) * 4 + 0.5).clip(0, 1), dtype=np.float32)
 
 
-def _paint(picture: Pixels, masks: Sequence[Pixels], line: float) -> Pixels:
+def _paint(
+    picture: Pixels, masks: Sequence[Pixels], line: float, colours: Sequence[Colour]
+) -> Pixels:
     """Darken what no mask covers, tint what one covers, and draw the outlines."""
     grey = picture.mean(axis=2, keepdims=True)
     dim = DIM * (0.5 * picture + 0.5 * grey)
     covered = np.max([np.zeros(picture.shape[:2], np.float32), *masks], axis=0)[..., None]
     canvas = picture * covered + dim * (1 - covered)
     for index, mask in enumerate(masks):
-        colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
+        colour = np.array(colours[index % len(colours)], dtype=np.float32)
         canvas += (colour - canvas) * (TINT * mask[..., None])
     for index, mask in enumerate(masks):
-        colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
+        colour = np.array(colours[index % len(colours)], dtype=np.float32)
         canvas += (255 - canvas) * _ring(mask, 2.2 * line)[..., None]
         canvas += (colour - canvas) * _ring(mask, 1.2 * line)[..., None]
     return np.asarray(canvas, dtype=np.float32)
@@ -108,12 +126,15 @@ def scored(words: str, score: float) -> str:
 
 
 def _caption(
-    picture: Image.Image, words: Sequence[str], scores: Sequence[float], shown: bool
+    picture: Image.Image,
+    words: Sequence[str],
+    scores: Sequence[float] | None,
+    colours: Sequence[Colour],
 ) -> Image.Image:
-    """Put a line per expression under the picture: colour, words, and the score if it is shown."""
+    """Put a line per expression under the picture: colour, words, and the score if there is one."""
     height = max(20, round(max(picture.size) / 22))
     lines = list(words)
-    if shown:
+    if scores is not None:
         lines = [
             scored(sentence, score) if score > 0 else f"{sentence}   (nothing found)"
             for sentence, score in zip(words, scores, strict=True)
@@ -126,6 +147,6 @@ def _caption(
     for index, line in enumerate(lines):
         top = picture.height + index * height
         square = (0.25 * height, top + 0.25 * height, 0.75 * height, top + 0.75 * height)
-        pen.rounded_rectangle(square, radius=0.12 * height, fill=COLOURS[index % len(COLOURS)])
+        pen.rounded_rectangle(square, radius=0.12 * height, fill=colours[index % len(colours)])
         pen.text((height, top + 0.5 * height), line, (240, 240, 240), font, anchor="lm")
     return whole

@@ -137,7 +137,8 @@ class SemanticPrediction:
     ) -> Image.Image:
         """Draw the regions on the picture that they were predicted for, and name them below it.
 
-        Where there are more classes than colours, the largest regions are drawn.
+        Where there are more classes than colours, the largest regions are drawn. A class has the
+        same colour in all pictures, as far as another class of the picture leaves it free.
 
         Args:
             image: the picture.
@@ -147,11 +148,14 @@ class SemanticPrediction:
         Raises:
             ValueError: the picture has another size than the labels.
         """
+        from bridger.predictions.overlay import colours_of, draw
+
         drawn = self._occurring()[: len(COLOURS)]
         masks = np.array([self.mask(index) for index in drawn]).reshape(-1, *self.labels.shape)
         regions = replace(Prediction.from_probabilities(masks, 0.5), scores=self.scores[drawn])
         words = [self.names[index] for index in drawn]
-        return regions.overlay(image, words or None, least_side=least_side, scores=scores)
+        colours = colours_of(words) or COLOURS
+        return draw(regions, image, words or None, least_side, scores, colours)
 
     def _occurring(self) -> list[int]:
         order: list[int] = np.argsort(-self.shares, kind="stable").tolist()
