@@ -18,6 +18,9 @@ from bridger.processing import Processor
 ClassName: TypeAlias = str | Sequence[str]
 """A class: its name, or its name and synonyms of it."""
 
+SEPARATORS = [",", ";", "and"]
+"""What may stand between class names in one sequence, the best one first."""
+
 
 class Phrase(NamedTuple):
     """A name in a template, tokenised: what starts a sequence, what is said, what ends it."""
@@ -109,7 +112,10 @@ class ClassPhrases:
     ) -> tuple[dict[str, Tensor], Mentions]:
         """Return phrases one after the other in as few sequences as hold them, classes in order.
 
-        All phrases of a class stand in one sequence, with a comma between neighbours.
+        All phrases of a class stand in one sequence. Between neighbours stands a comma or, where
+        the tokenizer has none, the next of `SEPARATORS` that it has; nothing if it has none of
+        them. Each phrase keeps the tokens that it has by itself: in byte-level vocabularies
+        (GPT-2, RoBERTa) those of a word without the blank before it.
 
         Args:
             picks: (class, number of its phrase) of those that are asked about, each class once,
@@ -118,8 +124,7 @@ class ClassPhrases:
         Raises:
             ValueError: a class has more phrases than fit one sequence.
         """
-        # Nothing where the tokenizer knows no comma.
-        comma = [id for id in self._words.encode([","])[0] if id not in self._words.special_ids]
+        comma = self._separator()
         rows: list[list[int]] = []
         spans: list[Span] = []
         chosen = (
@@ -146,6 +151,15 @@ class ClassPhrases:
                 row.extend(phrase.body)
         words = self._words.pad([[*row, *self.phrases[0][0].end] for row in rows])
         return words, _mentions(spans, words["input_ids"].shape[1], len(chosen))
+
+    def _separator(self) -> list[int]:
+        """Return the ids between two phrases."""
+        nothing = {*self._words.special_ids, self._words.unknown_id}
+        for ids in self._words.encode(SEPARATORS):
+            words = [id for id in ids if id not in self._words.special_ids]
+            if words and not nothing & {*words}:
+                return words
+        return []
 
     def batch(self, picks: Sequence[Sequence[tuple[int, int]]]) -> dict[str, Any]:
         """Return the text of a batch whose pictures are asked about classes of their own.

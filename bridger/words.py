@@ -28,11 +28,13 @@ class Words(ABC):
         kind: the name under which it is saved.
         pad_id: what stands behind the end of a sentence.
         special_ids: ids that stand for no words: start, end, padding.
+        unknown_id: what stands for every word that it does not know; None: it knows all.
     """
 
     kind: ClassVar[str]
     pad_id: int
     special_ids: frozenset[int]
+    unknown_id: int | None = None
 
     @abstractmethod
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
@@ -123,6 +125,7 @@ class TransformersWords(Words):
         # An unknown word is a word. CLIP's tokenizer, which knows all words, calls its end so.
         unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, end, pad}
         self.special_ids = frozenset(tokenizer.all_special_ids) - unknown
+        self.unknown_id = tokenizer.unk_token_id
 
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Return each sentence's ids, whole, special tokens included."""

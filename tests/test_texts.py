@@ -128,25 +128,37 @@ def test_one_phrase_is_the_same_in_both_modes(tokenizer: str) -> None:
         assert torch.equal(getattr(separate.mentions, name), getattr(joint.mentions, name))
 
 
+def comma_tokenizer() -> Any:
+    """The tokenizer of words with a comma, 18."""
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([","])
+    return tokenizer
+
+
 def test_names_are_packed_with_commas_into_few_sequences() -> None:
-    made = processor(max_length=9)  # seven tokens beside start and end; 1 is the unknown comma
+    made = processor(comma_tokenizer(), 9)  # seven tokens beside start and end
     texts = Texts.of_classes(made, ["dog", ("red ball", "ball"), "owl", "cat", "left"], "joint")
     assert texts.input_ids.tolist() == [
-        [2, 6, 1, 13, 9, 1, 9, 3],  # "owl" would need two tokens more, and there is one
-        [2, 8, 1, 7, 1, 11, 3, 0],
+        [2, 6, 18, 13, 9, 18, 9, 3],  # "owl" would need two tokens more, and there is one
+        [2, 8, 18, 7, 18, 11, 3, 0],
     ]
     assert texts.mentions is not None
     assert texts.mentions.rows.tolist() == [0, 0, 0, 1, 1, 1]
     assert texts.mentions.classes.tolist() == [0, 1, 1, 2, 3, 4]
-    full = Texts.of_classes(processor(max_length=5), ["dog", "cat", "owl"], "joint")
-    assert full.input_ids.tolist() == [[2, 6, 1, 7, 3], [2, 8, 3, 0, 0]]
+    full = Texts.of_classes(processor(comma_tokenizer(), 5), ["dog", "cat", "owl"], "joint")
+    assert full.input_ids.tolist() == [[2, 6, 18, 7, 3], [2, 8, 3, 0, 0]]
 
 
-def test_a_tokenizer_without_a_comma_puts_names_side_by_side() -> None:
-    made = load_tiny_clip()[2]
+def test_what_separates_names_where_a_tokenizer_has_no_comma() -> None:
+    made = load_tiny_clip()[2]  # drops all marks
     texts = Texts.of_classes(made, ["dog", "cat"], "joint")
-    assert len(texts.input_ids) == 1
+    assert torch.equal(texts.input_ids, made.text("dog and cat")["input_ids"])
     assert [name for _, name in named(made, texts)] == ["dog", "cat"]
+    semicolon = word_tokenizer()
+    semicolon.add_tokens([";"])
+    for tokenizer, between in ((semicolon, [18]), (word_tokenizer(), [])):
+        texts = Texts.of_classes(processor(tokenizer), ["dog", "cat"], "joint")
+        assert texts.input_ids.tolist() == [[2, 6, *between, 7, 3]]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -242,7 +254,7 @@ def test_other_errors() -> None:
     with pytest.raises(ValueError, match=r"mode of text 'joined' is unknown.*joint"):
         Texts.of_classes(processor(), ["dog"], "joined")
     with pytest.raises(ValueError, match=r"3 phrases of the class 'dog' take 5 tokens.*separate"):
-        Texts.of_classes(processor(max_length=6), ["cat", ("dog", "owl", "left")], "joint")
+        Texts.of_classes(processor(comma_tokenizer(), 6), ["cat", ("dog", "owl", "left")], "joint")
     with pytest.raises(ValueError, match="holds no word"):
         Texts.of_classes(processor(), ["[SOS]"])
 
@@ -271,11 +283,11 @@ def test_a_batch_of_lists() -> None:
 
 
 def test_joint_phrases_of_some_classes() -> None:
-    made = processor()
+    made = processor(comma_tokenizer())
     phrases = ClassPhrases(made, CLASSES, ("{}", "the {}"))
     words, mentions = phrases.joint([(2, 1), (0, 0)])
     texts = Texts(("owl", "dog"), words["input_ids"], words["attention_mask"], mentions)
-    assert texts.input_ids.tolist() == [[2, 4, 8, 1, 6, 3]] and mentions.num_classes == 2
+    assert texts.input_ids.tolist() == [[2, 4, 8, 18, 6, 3]] and mentions.num_classes == 2
     assert named(made, texts) == [(0, "theowl"), (1, "dog")]
 
 
