@@ -136,11 +136,9 @@ def test_the_data_s_classes_are_in_recipe_and_adapter(
     ] == list(classes)
     config = json.loads((tmp_path / "bridger_config.json").read_text())["heads"]["head"]
     assert config["type"] == task and config["config"]["classes"] == written["head"]["classes"]
-    assert Recipe.load(tmp_path / "recipe.json").differences(small(task)) == [
-        "head",
-        "steps",
-        "evaluations",
-    ]
+    decided = ["metric"] if task == "classification" else []
+    differing = ["head", "steps", "evaluations", *decided]
+    assert Recipe.load(tmp_path / "recipe.json").differences(small(task)) == differing
 
 
 def test_classes_to_train_on_may_be_chosen(data: Data, tmp_path: Path) -> None:
@@ -183,11 +181,29 @@ def test_a_fixed_list_is_always_asked_whole(data: Data, tmp_path: Path) -> None:
         model.detach()
 
 
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_a_fixed_list_is_validated_and_judged_where_others_are_shown(
+    task: str, data: Data, tmp_path: Path
+) -> None:
+    known, root = get_task(task), data(task)
+    training, val = known.open(root, "train"), known.open(root, "val")
+    assert set(val.classes) - set(training.classes)
+    head = {**HEADS[task], "scores": "fixed"}
+    learn(task, root, tmp_path, small(task, steps=2, evaluations=1, head=head))
+    metric = known.metrics[0]
+    (judged,) = history(tmp_path, f"eval_{metric}").values()
+    model = BridgedModel.from_pretrained(tmp_path, *bridger.load_tiny_clip()[:2])
+    model.processor = model.processor or bridger.load_tiny_clip()[2]
+    found = known.evaluate(model, val, "head").metrics()
+    assert found[metric] == pytest.approx(judged, abs=1e-6)
+    model.detach()
+
+
 def test_few_shots_are_all_that_is_seen(data: Data, tmp_path: Path) -> None:
     known, root = get_task("classification"), data("classification")
     training = known.open(root, "train")
     recipe = small("classification", shots=1, seed=2)
-    shown = {label for index in range(len(training)) for label in training.labels_of(index)}
+    shown = {label for index in range(len(training)) for label in training[index].labels}
     assert known.items(recipe, training) == len(shown) < len(training)
     schedule: Any = known.schedule(recipe, training, 20)
     seen = {schedule[index].picture.key: schedule[index].picture.labels for index in range(20)}
@@ -217,22 +233,112 @@ def test_recipes_fit_their_task(task: str, changes: dict[str, Any], words: str) 
 
 def test_a_task_has_a_metric_of_its_own() -> None:
     assert Recipe().metric == "mIoU" and Recipe(task="detection").metric == "mAP"
-    assert Recipe(metric="oIoU").replace(task="classification").metric == "top1"
+    assert Recipe(metric="oIoU").replace(task="detection").metric == "mAP"
     assert Recipe(metric="oIoU").replace(task="classification", metric="top5").metric == "top5"
+
+
+def table(path: Path, data: Any, column: str, *labels: str) -> None:
+    """Write a table of a data set's pictures with other labels."""
+    rows = [f"{data[i].image_path},{label}" for i, label in enumerate(labels)]
+    path.write_text("\n".join([f"image,{column}", *rows]))
+
+
+def test_the_metric_of_classification_follows_the_labels(data: Data, tmp_path: Path) -> None:
+    known = get_task("classification")
+    pictures = known.open(data("classification"), "train")
+    for split in ("train", "val"):
+        table(tmp_path / f"{split}.csv", pictures, "labels", "a;b", "a", "b", "")
+    several = known.open(tmp_path, "train")
+    opened = Recipe.preset("scenes-classification")
+    assert opened.metric == ""
+    assert opened.with_head_options(known.head_options(pictures)).metric == "top1"
+    whole = opened.with_head_options(known.head_options(several))
+    assert (whole.metric, whole.head["multi_label"]) == ("mAP", True)
+    chosen = opened.replace(metric="mAP seen").with_head_options(known.head_options(several))
+    assert chosen.metric == "mAP seen"
+    known.check(whole, several, known.open(tmp_path, "val"))
+
+
+def test_a_multi_label_table_trains_by_the_usual_recipe(data: Data, tmp_path: Path) -> None:
+    pictures = get_task("classification").open(data("classification"), "train")
+    for split in ("train", "val"):
+        table(tmp_path / f"{split}.csv", pictures, "labels", "a;b", "a", "b", "")
+    recipe = small("classification", steps=1, evaluations=1)
+    learn("classification", tmp_path, tmp_path / "out", recipe)
+    assert set(history(tmp_path / "out", "eval_mAP")) == {1}
+    assert Recipe.load(tmp_path / "out" / "recipe.json").metric == "mAP"
+
+
+def test_what_val_cannot_give_ends_no_run_late(data: Data, tmp_path: Path) -> None:
+    known = get_task("classification")
+    pictures = known.open(data("classification"), "train")
+    table(tmp_path / "train.csv", pictures, "label", "a", "b", "c", "a")
+    table(tmp_path / "val.csv", pictures, "labels", "a", "b;c")
+    training, val = known.open(tmp_path, "train"), known.open(tmp_path, "val")
+    recipe = small("classification").with_head_options(known.head_options(training))
+    with pytest.raises(ValueError, match="val.* show any number: give all splits labels of one k"):
+        known.check(recipe, training, val)
+    with pytest.raises(ValueError, match="'top5' needs more than 5 classes, and .* has 3: choose"):
+        known.check(recipe.replace(metric="top5"), training, training)
+    # The list of classes has an unseen one, the labels have not.
+    names = [str(name) for name in known.open(data("classification"), "val").classes]
+    shown = known.open(data("classification"), "val")
+    rest = sorted({names[shown[index].labels[0]] for index in range(len(shown))})
+    (tmp_path / "classes.txt").write_text("\n".join([*rest, "extra"]))
+    chosen = {"classes": rest}
+    for split in ("train", "val"):
+        labels = [names[shown[index].labels[0]] for index in range(len(shown))]
+        table(tmp_path / f"{split}.csv", shown, "label", *labels)
+    recipe = small(
+        "classification", head=chosen, metric="top1 unseen", batch_size=2, steps=1, evaluations=1
+    )
+    with pytest.raises(
+        ValueError, match="does not give metric='top1 unseen', .* choose one of top1"
+    ):
+        learn("classification", tmp_path, tmp_path / "out", recipe)
+
+
+def test_pictures_of_classes_that_are_not_trained_on_are_left_out(
+    data: Data, tmp_path: Path
+) -> None:
+    known = get_task("classification")
+    pictures = known.open(data("classification"), "train")
+    table(tmp_path / "train.csv", pictures, "label", *"aabbbcca")
+    training = known.open(tmp_path, "train")
+    recipe = small("classification", head={"classes": ["b", "a"]})
+    assert known.items(recipe, training) == 6
+    schedule: Any = known.schedule(recipe, training, 12)
+    seen = {schedule[index].picture.key for index in range(12)}
+    assert seen == {training[index].key for index in (0, 1, 2, 3, 4, 7)}
+    assert known.items(recipe.replace(shots=2), training) == 4
+    assert known.items(recipe.replace(head={}), training) == 8
+    assert known.items(recipe.replace(head={}, shots=2), training) == 6
+    table(tmp_path / "train.csv", pictures, "labels", "a", "a;c", "c", "")
+    negatives = recipe.replace(head={"classes": ["a"], "multi_label": True})
+    assert known.items(negatives, known.open(tmp_path, "train")) == 4
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd")
+    with pytest.raises(ValueError, match="no picture of .* shows a class of head.classes"):
+        table(tmp_path / "train.csv", pictures, "label", *"aabbbcca")
+        training = known.open(tmp_path, "train")
+        known.check(recipe.replace(head={"classes": ["d"], "multi_label": False}), training, None)
 
 
 def test_labels_and_metric_are_of_one_kind(tmp_path: Path, data: Data) -> None:
     known = get_task("classification")
     training = known.open(data("classification"), "train")
     one = Recipe(task="classification").with_head_options(known.head_options(training))
-    assert one.head["multi_label"] is False
+    assert one.head["multi_label"] is False and one.metric == "top1"
     with pytest.raises(ValueError, match="'mAP' does not fit .* one class each: .* top1, top5"):
         known.check(one.replace(metric="mAP"), training, training)
     rows = [f"{training[i].image_path},{'a;b' if i else 'a'}" for i in range(3)]
     (tmp_path / "train.csv").write_text("\n".join(["image,labels", *rows]))
     several = known.open(tmp_path, "train")
-    recipe = Recipe(task="classification", head={"multi_label": False})
-    whole = recipe.with_head_options(known.head_options(several))
+    recipe = Recipe(task="classification", metric="top1", head={"multi_label": False})
+    given = recipe.with_head_options(known.head_options(several))
+    assert given.head["multi_label"] is False  # it was asked for
+    with pytest.raises(ValueError, match="multi_label is false.* show any number"):
+        known.check(given, several, several)
+    whole = recipe.replace(head={"classes": []}).with_head_options(known.head_options(several))
     assert whole.head == {"classes": several.classes, "multi_label": True}
     with pytest.raises(ValueError, match="'top1' does not fit .* any number of classes: .* mAP"):
         known.check(whole, several, several)

@@ -54,8 +54,9 @@ def open_training(
         return training, None
     validation = _open(task, root, judged, names)
     _warn_of_leaks(task, training, validation)
+    metric = recipe.with_head_options(task.head_options(training)).metric
     say(
-        f"the best checkpoint is chosen by {recipe.metric} on {judged} ({validation.name}, "
+        f"the best checkpoint is chosen by {metric} on {judged} ({validation.name}, "
         f"{task.judged_size(validation)}), never on a test split"
     )
     return training, validation

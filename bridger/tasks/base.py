@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch.utils.data import Dataset
@@ -53,7 +53,7 @@ class Task(ABC):
 
     Attributes:
         name: the registered name of its head.
-        metrics: what `Recipe.metric` may name, the default first.
+        metrics: what `Recipe.metric` may name, the usual one first.
         recipe: name of the recipe in the package that is taken where none is named.
         datasets: what `Recipe.datasets` may name; empty where a folder holds one data set.
         augmentations: what `Recipe.augment` may name.
@@ -114,6 +114,14 @@ class Task(ABC):
         return self.size(data)
 
     # Training.
+
+    def usual_metric(self, options: Mapping[str, Any]) -> str:
+        """Return the metric of a recipe that names none.
+
+        Args:
+            options: of the head. Where they are not whole yet and decide, the metric is empty.
+        """
+        return self.metrics[0]
 
     def head_options(self, data: Any) -> dict[str, Any]:
         """Return the options of the head that the training data decide, such as its classes.

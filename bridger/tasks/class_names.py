@@ -114,6 +114,15 @@ class ClassTask(Task):
         labels = numbers_of(data.classes, config.classes)
         return self._collator(chosen, model.processor, questions, labels, cache)
 
+    def _predict(
+        self, model: BridgedModel, data: LabelledDataset[Any], head: str, index: int
+    ) -> Any:
+        """Return what the model says about a picture, asked as in `evaluate`."""
+        from bridger.evaluation.pictures import asked_of
+
+        asked = asked_of(model.heads[head], data)
+        return model.predict(data[index].picture, asked, head=head)
+
     @abstractmethod
     def _collator(
         self,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bridger.class_phrases import names_of
-from bridger.data.class_collate import ClassificationCollator
+from bridger.data.class_collate import ClassificationCollator, numbers_of
 from bridger.data.class_questions import ClassQuestions
 from bridger.data.classified import classified_splits, open_classified
 from bridger.data.labelled import LabelledDataset
@@ -51,23 +51,56 @@ class Classification(ClassTask):
         """Return the classes of the training split, and whether it is multi-label."""
         return {**super().head_options(data), "multi_label": data.multi_label}
 
-    def check(self, recipe: Recipe, data: LabelledDataset[Any], validation: Any) -> None:
-        """Refuse a metric of the other kind of labels as well."""
+    def usual_metric(self, options: Mapping[str, Any]) -> str:
+        """Return "top1", or "mAP" where pictures show any number of classes."""
+        if "multi_label" not in options:
+            return ""
+        return OF_SEVERAL[0] if options["multi_label"] else OF_ONE[0]
+
+    def check(self, recipe: Recipe, data: Any, validation: Any) -> None:
+        """Refuse labels or a metric of the other kind as well."""
+        from bridger.evaluation.classification import TOP
+
         super().check(recipe, data, validation)
         several = recipe.head["multi_label"]
+        for split in (data, validation):
+            if split is not None and split.multi_label and not several:
+                raise ValueError(
+                    f"the head is for pictures that show one class each (multi_label is false), "
+                    f"but pictures of {split!r} show any number: give all splits labels of one "
+                    f"kind, or choose head.multi_label=true"
+                )
+        if not self.pictures(recipe, data):
+            raise ValueError(f"no picture of {data!r} shows a class of head.classes")
         fitting = OF_SEVERAL if several else OF_ONE
-        if validation is not None and recipe.metric not in fitting:
+        if validation is None:
+            return
+        if recipe.metric not in fitting:
             shown = "any number of classes" if several else "one class each"
             raise ValueError(
                 f"metric={recipe.metric!r} does not fit {data!r}, whose pictures show {shown}: "
                 f"choose one of {', '.join(fitting)}"
             )
+        if recipe.metric == "top5" and len(validation.classes) <= TOP:
+            raise ValueError(
+                f"metric='top5' needs more than {TOP} classes, and {validation!r} has "
+                f"{len(validation.classes)}: choose {OF_ONE[0]!r}"
+            )
 
     def pictures(self, recipe: Recipe, data: LabelledDataset[Any]) -> Sequence[int]:
-        """Return the pictures that are drawn, or all."""
-        if recipe.shots is None:
+        """Return the pictures that are drawn, or all.
+
+        Of pictures with one label each, those of classes that are not trained on are left out:
+        they teach nothing.
+        """
+        trained = recipe.head.get("classes") or data.classes
+        numbers = [k for k, own in enumerate(numbers_of(data.classes, trained)) if own is not None]
+        if recipe.shots is not None:
+            return few_shots(data, recipe.shots, recipe.seed, numbers)
+        if recipe.head.get("multi_label"):
             return range(len(data))
-        return few_shots(data, recipe.shots, recipe.seed)
+        chosen = set(numbers)
+        return [index for index in range(len(data)) if not chosen.isdisjoint(data[index].labels)]
 
     def _collator(
         self,
@@ -99,7 +132,7 @@ class Classification(ClassTask):
     ) -> list[Image.Image]:
         """Draw a picture's best classes, asked about all of the split's, and the true ones."""
         picture = data[index]
-        predicted = model.predict(picture.picture, data.classes, head=head)
+        predicted = self._predict(model, data, head, index)
         shown = np.zeros(len(data.classes), dtype=np.float32)
         shown[list(picture.labels)] = 1
         names = tuple(names_of(entry)[0] for entry in data.classes)

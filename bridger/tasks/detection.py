@@ -76,7 +76,7 @@ class Detection(ClassTask):
     ) -> list[Image.Image]:
         """Draw boxes, asked about all of the split's classes, and the true ones."""
         picture = data[index]
-        predicted = model.predict(picture.picture, data.classes, head=head)
+        predicted = self._predict(model, data, head, index)
         names = tuple(names_of(entry)[0] for entry in data.classes)
         scores = np.ones(len(picture.boxes), dtype=np.float32)
         truth = DetectionPrediction(picture.boxes, scores, picture.labels, names, picture.size)

@@ -72,7 +72,7 @@ class SemanticSegmentation(ClassTask):
     ) -> list[Image.Image]:
         """Draw the classes of a picture, asked about all of the split's, and the true ones."""
         picture = data[index]
-        predicted = model.predict(picture.picture, data.classes, head=head)
+        predicted = self._predict(model, data, head, index)
         truth = _as_prediction(picture.labels, [names_of(entry)[0] for entry in data.classes])
         shown = picture.picture
         return [predicted.overlay(shown), truth.overlay(shown, scores=False)]

@@ -13,7 +13,7 @@ from bridger.class_phrases import names_of
 from bridger.data.augment import draw_transform
 from bridger.data.augment_words import holds_under_colour, mirror_words
 from bridger.data.class_collate import ClassItem
-from bridger.data.labelled import LabelledDataset, PictureT
+from bridger.data.labelled import ClassifiedPicture, LabelledDataset, PictureT
 from bridger.texts import ClassName
 from bridger.training.schedule import Shuffled
 
@@ -77,21 +77,34 @@ def allowed(augment: Sequence[str], classes: Sequence[ClassName]) -> tuple[str, 
     return tuple(name for name in augment if not forbidding[name])
 
 
-def few_shots(dataset: LabelledDataset[PictureT], shots: int, seed: int) -> list[int]:
+def few_shots(
+    dataset: LabelledDataset[ClassifiedPicture],
+    shots: int,
+    seed: int,
+    labels: Sequence[int] | None = None,
+) -> list[int]:
     """Draw pictures of a split so that each class has `shots` of them, or all that it has.
 
-    The draw for a class depends on the seed and its name alone. A picture of several classes may
-    be drawn for each, so that one of them is seen more often.
+    The draw for a class depends on the seed and its name alone. A picture of several classes that
+    is drawn for more than one of them is seen once all the same.
+
+    Args:
+        dataset: the split.
+        shots: see above.
+        seed: of the draws.
+        labels: numbers in it of the classes that are drawn for; None: all.
 
     Returns:
         Their indices, in order.
     """
-    showing: list[list[int]] = [[] for _ in dataset.classes]
+    asked = range(len(dataset.classes)) if labels is None else labels
+    showing: dict[int, list[int]] = {label: [] for label in asked}
     for index in range(len(dataset)):
-        for label in dataset.labels_of(index):
-            showing[label].append(index)
+        for label in dataset[index].labels:
+            if label in showing:
+                showing[label].append(index)
     drawn: set[int] = set()
-    for entry, own in zip(dataset.classes, showing, strict=True):
-        dice = random.Random(f"{seed}/shots/{names_of(entry)[0]}")
+    for label, own in showing.items():
+        dice = random.Random(f"{seed}/shots/{names_of(dataset.classes[label])[0]}")
         drawn |= set(dice.sample(own, min(shots, len(own))))
     return sorted(drawn)

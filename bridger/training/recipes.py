@@ -79,7 +79,8 @@ class Recipe(Config):
         activation_checkpointing: compute again in backward what towers and Bridgers need.
         evaluations: how often the validation split is looked at; the best adapter is kept. None:
             after every epoch, or four times where the recipe has `steps`.
-        metric: by which it is the best; one of the task's, by default its first.
+        metric: by which it is the best; one of the task's, by default its first. Of classification
+            it stays open until the head's options are whole, since the default follows the labels.
         report_to: where transformers' Trainer writes its logs.
         seed: of initial values, dropout and the order of pictures.
         aims: published figures: "metric", "source", and "splits" with a percentage by split.
@@ -134,7 +135,7 @@ class Recipe(Config):
             object.__setattr__(self, "steps", STEPS)
         check_recipe(self)
         if not self.metric:
-            object.__setattr__(self, "metric", get_task(self.task).metrics[0])
+            object.__setattr__(self, "metric", get_task(self.task).usual_metric(self.head))
 
     # Files.
 
@@ -196,9 +197,12 @@ class Recipe(Config):
         return super().replace(**changes)
 
     def with_head_options(self, options: Mapping[str, Any]) -> Recipe:
-        """Return a copy that holds options of the head where it has none of its own."""
-        own = {name: value for name, value in self.head.items() if name not in options or value}
-        return self.replace(head={**options, **own})
+        """Return a copy that holds options of the head where it has none of its own.
+
+        An empty list or null leaves an option open, as in "classes": []; false does not.
+        """
+        given = {name: own for name, own in self.head.items() if own not in (None, [], ())}
+        return self.replace(head={**self.head, **options, **given})
 
     def differences(self, other: Recipe) -> list[str]:
         """Return the options in which two recipes differ, those aside that only describe."""

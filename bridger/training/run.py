@@ -151,7 +151,14 @@ def _make_trainer(
     def score(judged: BridgedModel) -> dict[str, float]:
         if validation is None:
             raise RuntimeError("this run has no validation split to judge the model on")
-        return task.validate(judged, validation, head, report=report).figures()
+        figures = task.validate(judged, validation, head, report=report).figures()
+        if recipe.metric not in figures:
+            # Labels that are costly to read are not looked through before the run.
+            raise ValueError(
+                f"{validation!r} does not give metric={recipe.metric!r}, for example since none of "
+                f"its labels is of a class that it is over: choose one of {', '.join(figures)}"
+            )
+        return figures
 
     def report(done: int, total: int, so_far: float) -> None:
         trainer.progress.judging(done, total, so_far)
