@@ -65,10 +65,6 @@ class Labelled(LabelledDataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.pictures[index]
 
-    def labels_of(self, index: int) -> Sequence[int]:
-        labels = np.unique(self.pictures[index].labels)  # type: ignore[attr-defined]
-        return [int(label) for label in labels if label >= 0]
-
 
 def noise(folder: Path, count: int) -> list[tuple[Path, tuple[int, int]]]:
     """Write pictures of noise in several sizes: their files and (h, w)."""

@@ -77,8 +77,8 @@ def test_coco_as_it_unpacks(coco: Path) -> None:
     np.testing.assert_allclose(first.areas, [16.4 * 12 / 2, 0.125])
     np.testing.assert_array_equal(third.boxes, [[2, 3, 6.5, 8], [0, 0, 2.5, 2]])
     assert third.labels.tolist() == [0, 1] and data.annotation_ids(2) == (51, 50)
-    assert empty.boxes.shape == (0, 4) and data.annotation_ids(1) == data.labels_of(1) == ()
-    assert [data.labels_of(i) for i in (0, -1)] == [(0, 1), (0, 1)]
+    assert empty.boxes.shape == (0, 4) and data.annotation_ids(1) == ()
+    assert data[-1].labels.tolist() == [0, 1]
     assert all(p.picture.is_file() and p.size == (12, 16) for p in data)
     assert (first.boxes.dtype, first.labels.dtype, first.crowd.dtype) == (
         np.float32,

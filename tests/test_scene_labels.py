@@ -43,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(data: LabelledDataset[Any]) -> set[str]:
-    return {str(data.classes[c]) for i in range(len(data)) for c in data.labels_of(i)}
+    return {str(data.classes[c]) for p in data for c in np.unique(p.labels) if c >= 0}
 
 
 def names(some: tuple[Kind, ...]) -> tuple[str, ...]:
@@ -96,8 +96,6 @@ def test_label_maps_are_the_scenes_masks(root: Path) -> None:
                 label = list(data.classes).index(thing.kind.name) if seen(split, thing) else IGNORE
                 expected[thing.mask] = label
             np.testing.assert_array_equal(picture.labels, expected)
-            found = sorted(set(expected[expected >= 0].tolist()))
-            assert list(data.labels_of(index)) == found
             ignored += bool((expected == IGNORE).any())
             with Image.open(picture.picture) as image:
                 assert np.abs(np.asarray(image, dtype=int) - scene.image).mean() < 5

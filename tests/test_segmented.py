@@ -12,6 +12,7 @@ from helpers_labelled import SIZE, blocks, write_map, write_picture, write_text
 from PIL import Image
 
 from bridger.class_phrases import check_class_names
+from bridger.data.labelled import SegmentedPicture
 from bridger.data.segmented import open_segmented, segmented_splits
 from bridger.data.segmented_layouts import VOC_CLASSES
 from bridger.labels import BACKGROUND, IGNORE
@@ -31,6 +32,11 @@ def own(tmp_path: Path) -> Path:
     return root
 
 
+def shown(picture: SegmentedPicture) -> tuple[int, ...]:
+    """The classes in a label map, in order."""
+    return tuple(label for label in np.unique(picture.labels).tolist() if label >= 0)
+
+
 def test_numbers_become_labels_in_the_order_of_the_list(own: Path) -> None:
     assert segmented_splits(own) == ["train", "val"]
     data = open_segmented(own, "train")
@@ -40,8 +46,8 @@ def test_numbers_become_labels_in_the_order_of_the_list(own: Path) -> None:
     np.testing.assert_array_equal(data[0].labels[0, [0, 8, 15]], [1, IGNORE, 0])
     np.testing.assert_array_equal(data[1].labels[0, [0, 15]], [BACKGROUND, 0])
     assert data[0].labels.dtype == np.int64 and data[0].labels.shape == SIZE
-    assert [data.labels_of(i) for i in range(2)] == [(0, 1), (0,)]
-    assert data.labels_of(-1) == data.labels_of(1)
+    assert [shown(data[i]) for i in range(2)] == [(0, 1), (0,)]
+    np.testing.assert_array_equal(data[-1].labels, data[1].labels)
 
 
 def test_labels_are_the_file_s_numbers_whatever_the_png(own: Path) -> None:
@@ -78,10 +84,10 @@ def test_a_split_may_speak_of_some_classes_only(own: Path) -> None:
     write_text(own / "classes_train.txt", "background", "old_owl")
     write_map(own / "labels" / "train" / "größe.png", blocks(0, 2))
     data = open_segmented(own, "train")
-    assert data.classes == ("old owl",) and data.labels_of(1) == (0,)
+    assert data.classes == ("old owl",) and shown(data[1]) == (0,)
     left_out = r"b.png holds \[1\], but 1 is the class 'Käuzchen', which .*classes_train.txt leaves"
     with pytest.raises(ValueError, match=left_out):
-        data.labels_of(0)
+        _ = data[0].labels
     write_map(own / "labels" / "train" / "größe.png", blocks(0, 3, 9))
     in_no_list = (
         r"holds \[3, 9\], but .*classes.txt has no class of 3 among its 2: add it there, or"
@@ -94,12 +100,12 @@ def test_a_split_may_speak_of_some_classes_only(own: Path) -> None:
         open_segmented(own, "train")
 
 
-def test_label_maps_are_read_when_they_are_needed_and_once_for_their_classes(own: Path) -> None:
+def test_label_maps_are_read_when_they_are_needed(own: Path) -> None:
     data = open_segmented(own, "train")
-    assert data.labels_of(1) == (0,)
+    assert shown(data[1]) == (0,)
     (own / "labels" / "train" / "größe.png").unlink()
     copy = pickle.loads(pickle.dumps(data))  # as workers get it
-    assert data.labels_of(1) == copy.labels_of(1) == (0,)
+    assert shown(copy[0]) == (0, 1)
     with pytest.raises(FileNotFoundError, match="no label map .*größe.png"):
         _ = copy[1].labels
 
@@ -223,7 +229,7 @@ def test_ade20k_as_it_unpacks(ade: Path) -> None:
         assert (data.name, len(data)) == ("ade20k", 2)
         assert data[0].key == "ADE_val_00000001.jpg"
         np.testing.assert_array_equal(data[0].labels[0, [0, 8, 15]], [IGNORE, 0, 5])
-        assert [data.labels_of(i) for i in range(2)] == [(0, 5), (1, 2)]
+        assert [shown(data[i]) for i in range(2)] == [(0, 5), (1, 2)]
 
 
 def test_a_word_that_two_of_ade20k_s_classes_share_is_no_synonym(ade: Path) -> None:
@@ -263,7 +269,7 @@ def test_voc_as_it_unpacks(voc: Path) -> None:
         data = open_segmented(root, "val")
         assert (data.name, len(data), len(data.classes)) == ("voc2012", 2, 20)
         np.testing.assert_array_equal(data[0].labels[0, [0, 4, 8, 12]], [BACKGROUND, 0, IGNORE, 19])
-        assert data.labels_of(1) == (0, 19)
+        assert shown(data[1]) == (0, 19)
     assert VOC_CLASSES[0] == "aeroplane" and VOC_CLASSES[19] == "tv monitor"
 
 

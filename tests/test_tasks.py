@@ -251,6 +251,8 @@ def test_the_metric_of_classification_follows_the_labels(data: Data, tmp_path: P
     several = known.open(tmp_path, "train")
     opened = Recipe.preset("scenes-classification")
     assert opened.metric == ""
+    with pytest.raises(ValueError, match="the metric of classification follows the labels"):
+        opened.arguments(tmp_path, evaluate=True)
     assert opened.with_head_options(known.head_options(pictures)).metric == "top1"
     whole = opened.with_head_options(known.head_options(several))
     assert (whole.metric, whole.head["multi_label"]) == ("mAP", True)

@@ -121,10 +121,6 @@ class COCOBoxes(LabelledDataset[BoxedPicture]):
             size=picture.size,
         )
 
-    def labels_of(self, index: int) -> tuple[int, ...]:
-        """Return the classes that a picture shows, crowds included."""
-        return tuple(np.unique(self._boxes.labels[self._slice(index)]).tolist())
-
     def annotation_ids(self, index: int) -> tuple[int, ...]:
         """Return COCO's id of every box of a picture."""
         return tuple(self._boxes.ids[self._slice(index)].tolist())

@@ -75,10 +75,6 @@ class ClassifiedPictures(LabelledDataset[ClassifiedPicture]):
         name = self._names[index]
         return ClassifiedPicture(self._folder / name, name, self.name, self._labels[index])
 
-    def labels_of(self, index: int) -> tuple[int, ...]:
-        """Return the classes that a picture shows."""
-        return self._labels[index]
-
 
 def open_classified(
     root: str | os.PathLike[str], split: str, report: Complain | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -148,10 +148,6 @@ class LabelledDataset(Dataset[PictureT], ABC, Generic[PictureT]):
     @abstractmethod
     def __getitem__(self, index: int) -> PictureT:
         """Return a picture; its file is not read."""
-
-    @abstractmethod
-    def labels_of(self, index: int) -> Sequence[int]:
-        """Return the classes that a picture shows, in order, each once."""
 
     def __repr__(self) -> str:
         return (

@@ -54,12 +54,6 @@ class LabelMap:
         table[list(meaning)] = list(meaning.values())
         return table.take(values)
 
-    def classes(self) -> tuple[int, ...]:
-        """Return the classes that occur, in order."""
-        return tuple(
-            sorted(label for label in self._labels_of(self._read()).values() if label >= 0)
-        )
-
     def _labels_of(self, values: npt.NDArray[Any]) -> dict[int, int]:
         """Return what every number that occurs means."""
         occurring: list[int] = np.flatnonzero(np.bincount(values.ravel())).tolist()
@@ -102,7 +96,6 @@ class SegmentedFolder(LabelledDataset[SegmentedPicture]):
         self.name, self.split = files.name, split
         self.classes = files.numbers.classes
         self._files = files
-        self._found: dict[int, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -113,18 +106,6 @@ class SegmentedFolder(LabelledDataset[SegmentedPicture]):
         image_path, path = self._files.pairs[index]
         read = LabelMap(path, image_path, self._files.numbers)
         return SegmentedPicture(image_path, self._keys[index], self.name, read)
-
-    def labels_of(self, index: int) -> tuple[int, ...]:
-        """Return the classes that a picture shows; its label map is read the first time.
-
-        Raises:
-            FileNotFoundError, ValueError: as of `SegmentedPicture.labels`.
-        """
-        index = range(len(self))[index]
-        if index not in self._found:
-            image_path, path = self._files.pairs[index]
-            self._found[index] = LabelMap(path, image_path, self._files.numbers).classes()
-        return self._found[index]
 
     @cached_property
     def _keys(self) -> list[str]:

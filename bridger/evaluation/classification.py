@@ -219,7 +219,7 @@ def _is_right(case: ClassificationCase) -> float:
 
 
 def _check_one_label(data: LabelledDataset[ClassifiedPicture], head: str) -> None:
-    counts = {len(data.labels_of(index)) for index in range(len(data))}
+    counts = {len(data[index].labels) for index in range(len(data))}
     if counts - {1}:
         raise ValueError(
             f"head {head!r} says which one class a picture shows, but pictures of {data!r} show "
