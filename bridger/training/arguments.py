@@ -24,6 +24,11 @@ def training_arguments(
 
     options = {**_options(recipe, steps), "output_dir": os.fspath(folder)}
     if evaluate:
+        if not recipe.metric:
+            raise ValueError(
+                f"the metric of {recipe.task} follows the labels: choose one in the recipe, or "
+                f"fill it in by Recipe.with_head_options"
+            )
         options |= {
             "eval_strategy": "steps",
             "eval_steps": options["save_steps"],
