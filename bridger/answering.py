@@ -84,10 +84,10 @@ def predict_one(
     options: Mapping[str, Any],
 ) -> Any:
     """Return one picture's result; see `BridgedModel.predict`."""
-    processor = required_processor(model)
     chosen = model.heads[head]
     check_options(chosen, options)
     check_whole("rows_at_once", rows_at_once)
+    processor = required_processor(model)
     texts = chosen.texts(processor, words)
     with in_eval_mode(model):
 
