@@ -1,6 +1,6 @@
 """Four heads on one bridged encoder, trained together: masks, label maps, boxes and classes.
 
-    python examples/several_heads.py --steps 300
+    python examples/several_heads.py --steps 300    # a quarter of an hour on two cores
 
 Each step runs the encoder twice: with expressions, for the masks, and with class names, which three
 heads share. The losses are added up; a head whose loss gets the weight 0 rests.
