@@ -124,13 +124,12 @@ class ClassCollator(ABC, Generic[PictureT]):
         return torch.stack(labels)
 
 
-class SemanticCollator(ClassCollator[SegmentedPicture]):
-    """Batches for semantic segmentation.
+class MultiLabelCollator(ClassCollator[PictureT]):
+    """A collator whose labels may be of one class each, or of any number.
 
-    Labels are (B, H, W) int64: the classes asked about, IGNORE outside of the picture, and
-    BACKGROUND on all that is none of the classes asked about, be it another class. With
-    `multi_label` they are (B, N, H, W) float, 1 on a class and 0 elsewhere; what is IGNORE is so
-    for every class, as a float: nobody knows what is there.
+    Args:
+        processor, questions, labels, cache: see `ClassCollator`.
+        multi_label: whether they may be of any number.
     """
 
     def __init__(
@@ -144,6 +143,16 @@ class SemanticCollator(ClassCollator[SegmentedPicture]):
     ) -> None:
         super().__init__(processor, questions, labels, cache)
         self.multi_label = multi_label
+
+
+class SemanticCollator(MultiLabelCollator[SegmentedPicture]):
+    """Batches for semantic segmentation.
+
+    Labels are (B, H, W) int64: the classes asked about, IGNORE outside of the picture, and
+    BACKGROUND on all that is none of the classes asked about, be it another class. With
+    `multi_label` they are (B, N, H, W) float, 1 on a class and 0 elsewhere; what is IGNORE is so
+    for every class, as a float: nobody knows what is there.
+    """
 
     def _find(self, picture: SegmentedPicture, placement: Placement) -> Tensor:
         def fit() -> Tensor:
@@ -198,24 +207,12 @@ class DetectionCollator(ClassCollator[BoxedPicture]):
         return labels
 
 
-class ClassificationCollator(ClassCollator[ClassifiedPicture]):
+class ClassificationCollator(MultiLabelCollator[ClassifiedPicture]):
     """Batches for classification.
 
     Labels are (B,) int64, IGNORE where a picture's class is not trained on; or with `multi_label`
     (B, N) float, 1 for each class that is shown.
     """
-
-    def __init__(
-        self,
-        processor: Processor,
-        questions: ClassQuestions,
-        labels: Sequence[int | None],
-        cache: bool | int = True,
-        *,
-        multi_label: bool = False,
-    ) -> None:
-        super().__init__(processor, questions, labels, cache)
-        self.multi_label = multi_label
 
     def _find(self, picture: ClassifiedPicture, placement: Placement) -> tuple[int, ...]:
         return picture.labels

@@ -120,7 +120,7 @@ def judge_pictures(
 
 def asked_of(head: Any, data: LabelledDataset[Any]) -> Sequence[ClassName] | None:
     """Return the classes that a head is asked about: the data set's, or its own fixed list."""
-    return None if getattr(head, "fixed_classes", False) else data.classes
+    return None if head.fixed_classes else data.classes
 
 
 def places_of(texts: Texts, data: LabelledDataset[Any]) -> npt.NDArray[np.int64]:

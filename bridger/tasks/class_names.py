@@ -112,7 +112,7 @@ class ClassTask(Task):
             seed=recipe.seed,
         )
         labels = numbers_of(data.classes, config.classes)
-        return self._collator(chosen, model.processor, questions, labels, cache)
+        return self._collator(chosen)(model.processor, questions, labels, cache)
 
     def _predict(
         self, model: BridgedModel, data: LabelledDataset[Any], head: str, index: int
@@ -124,12 +124,5 @@ class ClassTask(Task):
         return model.predict(data[index].picture, asked, head=head)
 
     @abstractmethod
-    def _collator(
-        self,
-        head: Any,
-        processor: Processor,
-        questions: ClassQuestions,
-        labels: Sequence[int | None],
-        cache: int,
-    ) -> ClassCollator[Any]:
-        """Return the task's own collator."""
+    def _collator(self, head: Any) -> Callable[..., ClassCollator[Any]]:
+        """Return what makes the task's own collator for a head, of `ClassCollator`'s arguments."""

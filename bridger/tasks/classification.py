@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bridger.class_phrases import names_of
 from bridger.data.class_collate import ClassificationCollator, numbers_of
-from bridger.data.class_questions import ClassQuestions
 from bridger.data.classified import classified_splits, open_classified
 from bridger.data.labelled import LabelledDataset
 from bridger.predictions import ClassificationPrediction
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from bridger.evaluation import ClassificationEvaluation
     from bridger.model import BridgedModel
-    from bridger.processing import Processor
     from bridger.training.recipes import Recipe
 
 OF_ONE = ("top1", "top5", "mean per class", "top1 seen", "top1 unseen")
@@ -97,21 +96,14 @@ class Classification(ClassTask):
         numbers = [k for k, own in enumerate(numbers_of(data.classes, trained)) if own is not None]
         if recipe.shots is not None:
             return few_shots(data, recipe.shots, recipe.seed, numbers)
-        if recipe.head.get("multi_label"):
+        # With every class trained on there is nothing to look for in a million pictures.
+        if recipe.head.get("multi_label") or len(numbers) == len(data.classes):
             return range(len(data))
         chosen = set(numbers)
         return [index for index in range(len(data)) if not chosen.isdisjoint(data[index].labels)]
 
-    def _collator(
-        self,
-        head: Any,
-        processor: Processor,
-        questions: ClassQuestions,
-        labels: Sequence[int | None],
-        cache: int,
-    ) -> ClassificationCollator:
-        several: bool = head.config.multi_label
-        return ClassificationCollator(processor, questions, labels, cache, multi_label=several)
+    def _collator(self, head: Any) -> Callable[..., ClassificationCollator]:
+        return partial(ClassificationCollator, multi_label=head.config.multi_label)
 
     def evaluate(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from bridger.class_phrases import names_of
 from bridger.data.boxed import boxed_splits, open_boxed
 from bridger.data.class_collate import DetectionCollator
-from bridger.data.class_questions import ClassQuestions
 from bridger.data.labelled import LabelledDataset
 from bridger.predictions import DetectionPrediction
 from bridger.tasks.base import Report, Root
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from bridger.evaluation import DetectionEvaluation
     from bridger.model import BridgedModel
-    from bridger.processing import Processor
 
 
 @register_task
@@ -47,15 +45,8 @@ class Detection(ClassTask):
     def _open(self, root: Root, split: str) -> LabelledDataset[Any]:
         return open_boxed(root, split, broken="drop")
 
-    def _collator(
-        self,
-        head: Any,
-        processor: Processor,
-        questions: ClassQuestions,
-        labels: Sequence[int | None],
-        cache: int,
-    ) -> DetectionCollator:
-        return DetectionCollator(processor, questions, labels, cache)
+    def _collator(self, head: Any) -> Callable[..., DetectionCollator]:
+        return DetectionCollator
 
     def evaluate(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,11 @@ import torch
 
 from bridger.class_phrases import names_of
 from bridger.data.class_collate import SemanticCollator
-from bridger.data.class_questions import ClassQuestions
 from bridger.data.labelled import LabelledDataset
 from bridger.data.segmented import open_segmented, segmented_splits
 from bridger.predictions import SemanticPrediction
 from bridger.predictions.maps import PictureMaps, Piece
-from bridger.processing import Placement, Processor
+from bridger.processing import Placement
 from bridger.tasks.base import Report, Root
 from bridger.tasks.class_names import ClassTask
 from bridger.tasks.registry import register_task
@@ -42,16 +42,8 @@ class SemanticSegmentation(ClassTask):
     def _open(self, root: Root, split: str) -> LabelledDataset[Any]:
         return open_segmented(root, split)
 
-    def _collator(
-        self,
-        head: Any,
-        processor: Processor,
-        questions: ClassQuestions,
-        labels: Sequence[int | None],
-        cache: int,
-    ) -> SemanticCollator:
-        several: bool = head.config.multi_label
-        return SemanticCollator(processor, questions, labels, cache, multi_label=several)
+    def _collator(self, head: Any) -> Callable[..., SemanticCollator]:
+        return partial(SemanticCollator, multi_label=head.config.multi_label)
 
     def evaluate(
         self,
