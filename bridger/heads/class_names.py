@@ -17,6 +17,9 @@ from bridger.heads.base import Head, TextKind
 from bridger.processing import Processor
 from bridger.texts import TEXT_MODES, ClassName, Texts
 
+SCORES = ["text", "fixed"]
+"""What classes are scored by, in heads that know both ways."""
+
 
 @dataclass(frozen=True)
 class ClassNamesConfig(Config):
@@ -84,6 +87,18 @@ class ClassNamesHead(Head):
                 "predict(image, ['dog', 'cat'])"
             )
         return Texts.of_classes(processor, classes, config.text_mode, config.templates)
+
+
+def check_scores(scores: str, classes: Sequence[ClassName]) -> None:
+    """Refuse an option `scores` of a head, "text" or "fixed", that cannot be.
+
+    Raises:
+        ValueError: it is another one, or a fixed list without classes.
+    """
+    if scores not in SCORES:
+        raise ValueError(f"scores={scores!r} is unknown: {did_you_mean(scores, SCORES)}")
+    if scores == "fixed" and not classes:
+        raise ValueError("scores='fixed' scores a fixed list of classes: say which, classes=")
 
 
 @dataclass(frozen=True)

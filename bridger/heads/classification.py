@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from bridger.config import check_flag, check_number, check_share, check_whole, did_you_mean
+from bridger.config import check_flag, check_number, check_share, check_whole
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.base import HeadOutput
 from bridger.heads.class_losses import multi_label_loss, one_label_loss
@@ -21,6 +21,7 @@ from bridger.heads.class_names import (
     ClassNamesHead,
     Mentioned,
     TextEmbedding,
+    check_scores,
     mean_by_class,
     read_mentions,
     real_classes,
@@ -30,7 +31,6 @@ from bridger.predictions import ClassificationPrediction
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
 
-SCORES = ["text", "fixed"]
 CLIP_SCALE = 100.0  # the most that CLIP allows itself, and where its training ends
 FRESH_SCALE = 1 / 0.07  # where CLIP's training begins
 CLIP_THRESHOLD = 0.25  # about the cosine from which CLIP's pictures and captions belong together
@@ -62,12 +62,7 @@ class ClassificationConfig(ClassNamesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scores not in SCORES:
-            raise ValueError(
-                f"scores={self.scores!r} is unknown: {did_you_mean(self.scores, SCORES)}"
-            )
-        if self.scores == "fixed" and not self.classes:
-            raise ValueError("scores='fixed' scores a fixed list of classes: say which, classes=")
+        check_scores(self.scores, self.classes)
         check_flag("multi_label", self.multi_label)
         check_share("label_smoothing", self.label_smoothing)
         if self.logit_scale is not None:

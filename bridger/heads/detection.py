@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridger.config import did_you_mean
 from bridger.features import EncoderSpec
 from bridger.heads.base import HeadOutput
 from bridger.heads.boxes import BoxConfig, BoxHead, BoxOutput, find_boxes
-from bridger.heads.class_names import ClassNamesConfig, ClassNamesHead
+from bridger.heads.class_names import ClassNamesConfig, ClassNamesHead, check_scores
 from bridger.heads.registry import register_head
 from bridger.predictions import DetectionPrediction
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
 
-SCORES = ["text", "fixed"]
 THRESHOLD = 0.3  # of scores that are means of two probabilities
 CANDIDATES = 1000  # cells of a level that NMS looks at, as in FCOS
 
@@ -39,12 +37,7 @@ class DetectionConfig(BoxConfig, ClassNamesConfig):
     def __post_init__(self) -> None:
         ClassNamesConfig.__post_init__(self)
         BoxConfig.__post_init__(self)
-        if self.scores not in SCORES:
-            raise ValueError(
-                f"scores={self.scores!r} is unknown: {did_you_mean(self.scores, SCORES)}"
-            )
-        if self.scores == "fixed" and not self.classes:
-            raise ValueError("scores='fixed' scores a fixed list of classes: say which, classes=")
+        check_scores(self.scores, self.classes)
 
 
 @register_head("detection")
