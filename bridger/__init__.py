@@ -10,6 +10,7 @@ from bridger.bridgers import BridgerConfig
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.model import BridgedModel
+from bridger.named_towers import load_towers
 from bridger.output import BridgedOutput
 from bridger.processing import Prediction, Processor
 from bridger.tiny_clip import load_tiny_clip
@@ -31,5 +32,6 @@ __all__ = [
     "generic_text",
     "generic_vision",
     "load_tiny_clip",
+    "load_towers",
     "register_tower",
 ]

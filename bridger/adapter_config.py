@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 # (keys that must be there, keys that may be)
 TOP = (
     ("format_version", "bridger_version", "towers", "encoder", "heads", "processor"),
-    ("etris", "trained_on"),
+    ("tower_source", "etris", "trained_on"),
 )
 TOWERS = (("vision", "text"), ())
 ENCODER = (("stages", "bridgers", "trainable", "connect"), ("word_length", "peft", "spec"))

@@ -9,6 +9,7 @@ from torch import nn
 from bridger.bridgers import BridgerConfig
 from bridger.encoder import BridgedEncoder
 from bridger.stages import Stages
+from bridger.tower_source import source_of
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 
 
@@ -69,7 +70,7 @@ def attach_bridgers(
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
         raise TypeError(f"trainable must be a pattern or a list of patterns, got {trainable!r}")
     vision, text = find_vision_tower(vision_model), find_text_tower(text_model)
-    return BridgedEncoder(
+    encoder = BridgedEncoder(
         vision,
         text,
         stages,
@@ -78,3 +79,5 @@ def attach_bridgers(
         connect=connect,
         word_length=word_length,
     )
+    encoder.tower_source = source_of(vision_model, text_model)
+    return encoder

@@ -1,10 +1,6 @@
-"""What an adapter's folder holds, and how it comes back.
+"""What an adapter says of its model, and how a model is made of it again.
 
-`bridger_config.json` says what the adapter is and which towers it was made for;
-`bridger.safetensors` holds its numbers and, as metadata, the same config. One rename puts the
-weights in place, so that a crash leaves the old adapter or the new one: where the readable
-config does not belong to the weights, the weights' own copy counts. The processor's files are
-put in place just before the weights, when everything is written.
+How the files look stands in `bridger.adapter_files`.
 """
 
 from __future__ import annotations
@@ -15,19 +11,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bridger._etris_layout import SAVED, ReleasedLayout
-from bridger._files import replacing, staging
-from bridger.adapter_config import FORMAT_VERSION, read_config
+from bridger.adapter_config import FORMAT_VERSION
+from bridger.adapter_files import ADAPTER_FILES, read, write
 from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
 from bridger.heads import get_head
 from bridger.processing import Processor
-from bridger.sharded import copy_into, is_sharded, whole
+from bridger.sharded import copy_into
 from bridger.tower_peft import describe_peft, inject_peft, take_out_peft, wrap_prompts
 from bridger.tower_weights import same_weights, sample_weights
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
@@ -37,21 +33,11 @@ from bridger.towers.registry import tower_as_saved
 if TYPE_CHECKING:
     from bridger.encoder import BridgedEncoder
     from bridger.model import BridgedModel
-
-
-class FolderFiles(NamedTuple):
-    """Names of the files that belong together in a folder."""
-
-    config: str
-    weights: str
-
-
-ADAPTER_FILES = FolderFiles("bridger_config.json", "bridger.safetensors")
-WEIGHTS_FILE = ADAPTER_FILES.weights
+    from bridger.saving import SavedModel
 
 
 def save(
-    model: BridgedModel, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
+    model: SavedModel, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
 ) -> None:
     """Write the adapter's folder; what stood there before is replaced by one rename.
 
@@ -76,44 +62,7 @@ def save(
     )
 
 
-def write(
-    folder: Path,
-    files: FolderFiles,
-    config: Mapping[str, Any],
-    own: Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype | None = None,
-    layout: ReleasedLayout | None = None,
-    processor: Processor | None = None,
-) -> None:
-    """Write a config, tensors, and what else there is; arguments and errors as of `save`."""
-    from safetensors.torch import save_file
-
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; an adapter is saved as a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config, indent=2) + "\n"
-    tensors = {
-        name: whole(t).detach().to("cpu", dtype if t.is_floating_point() else None).contiguous()
-        for name, t in own.items()
-    }
-    if any(map(is_sharded, own.values())) and torch.distributed.get_rank() > 0:
-        return
-    if layout is not None:
-        tensors |= layout.tensors()
-    # The last one is put in place first: weights that need a processor find it.
-    with (
-        replacing(folder / files.config) as readable,
-        replacing(folder / files.weights) as weights,
-        staging(folder) as fresh,
-    ):
-        save_file(tensors, weights, metadata={"format": "pt", "bridger_config": text})
-        readable.write_text(text)
-        if processor is not None:
-            processor.save(fresh)
-
-
-def describe(model: BridgedModel) -> dict[str, Any]:
+def describe(model: SavedModel) -> dict[str, Any]:
     """Return the config that is saved: towers, encoder, heads."""
     from bridger import __version__
 
@@ -135,6 +84,7 @@ def describe(model: BridgedModel) -> dict[str, Any]:
             for name, head in model.heads.items()
         },
         "processor": model.processor is not None,
+        "tower_source": encoder.tower_source,
         **({} if layout is None else {"etris": layout.to_dict()}),
     }
 
@@ -196,6 +146,7 @@ def load(
             model.etris_layout = ReleasedLayout.from_saved(layout, tensors)
         load_adapter_tensors(model, tensors, str(folder))
         encoder.before_peft.update(before)
+        encoder.tower_source = encoder.tower_source or config.get("tower_source")
     except BaseException:
         if encoder is not None:
             encoder.detach()
@@ -216,43 +167,6 @@ def _with_heads(
     heads = {name: config["heads"][name] for name in names if name in chosen}
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(left)}
     return {**config, "heads": heads}, kept
-
-
-def read(
-    folder: Path, files: FolderFiles = ADAPTER_FILES
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the config and the tensors of an adapter's folder, or of one with other files.
-
-    Raises:
-        FileNotFoundError: there is no adapter.
-        ValueError: a file is truncated, foreign, or of a later format.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / files.weights
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no adapter: expected {files.weights} and {files.config} there, as "
-            f"written by model.save_pretrained"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("bridger_config")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); copy or download it again"
-        ) from error
-    if text is None:
-        raise ValueError(f"{path} was not written by bridger: it carries no bridger_config")
-    readable = folder / files.config
-    if readable.is_file() and readable.read_text() != text:
-        warnings.warn(
-            f"{readable} does not belong to {path.name}; using the config inside {path.name}",
-            UserWarning,
-            stacklevel=4,
-        )
-    return read_config(text, path), tensors
 
 
 def _check_towers(saved: Mapping[str, Any], towers: Mapping[str, Tower]) -> None:

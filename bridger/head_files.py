@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bridger import checkpoint
+from bridger import adapter_files, checkpoint
 from bridger._etris_layout import SAVED
+from bridger.adapter_files import ADAPTER_FILES, FolderFiles
 from bridger.bridgers import BridgerConfig
-from bridger.checkpoint import ADAPTER_FILES, FolderFiles
 from bridger.features import EncoderSpec
 from bridger.heads import Head, get_head
 from bridger.sharded import whole
@@ -28,12 +28,12 @@ from bridger.tower_weights import same_weights, sample_weights
 
 if TYPE_CHECKING:
     from bridger.managed_heads import ManagedHeads
-    from bridger.model import BridgedModel
+    from bridger.saving import SavedModel
 
 HEAD_FILES = FolderFiles("bridger_head.json", "bridger_head.safetensors")
 
 
-def save(model: BridgedModel, folder: str | os.PathLike[str], name: str) -> None:
+def save(model: SavedModel, folder: str | os.PathLike[str], name: str) -> None:
     """Write one head's folder; see `BridgedModel.save_head`."""
     prefix = f"heads.{name}."
     own = model.adapter_state_dict()
@@ -45,7 +45,7 @@ def save(model: BridgedModel, folder: str | os.PathLike[str], name: str) -> None
         "processor": False,
     }
     tensors = {key: tensor for key, tensor in own.items() if key.startswith(prefix)}
-    checkpoint.write(Path(folder), HEAD_FILES, config, tensors)
+    adapter_files.write(Path(folder), HEAD_FILES, config, tensors)
 
 
 def load(
@@ -62,7 +62,7 @@ def load(
             f"{folder} holds no head: expected {HEAD_FILES.weights} there, as written by "
             f"model.save_head, or {ADAPTER_FILES.weights}, by model.save_pretrained"
         )
-    config, tensors = checkpoint.read(folder, found[0])
+    config, tensors = adapter_files.read(folder, found[0])
     saved_as = _chosen(list(config["heads"]), saved_as, folder)
     saved = config["heads"][saved_as]
     _check_spec(config["encoder"].get("spec", {}), encoder.spec, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,25 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bridger import checkpoint, head_files
 from bridger._etris_layout import ReleasedLayout
 from bridger.answering import ROWS_AT_ONCE, joined, predict_one, texts_by_head
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures, Mentions
 from bridger.heads import Head, HeadOutput
 from bridger.heads_of_model import build_heads, is_resting, parameter_groups, put_together
-from bridger.managed_heads import ManagedHeads
+from bridger.managed_adapters import ManagedAdapters
 from bridger.output import BridgedOutput
 from bridger.processing import Processor
 from bridger.recomputing import recompute
 from bridger.summary import head_lines, trainable_line
-from bridger.towers import TextTower, VisionTower
 
 if TYPE_CHECKING:
     from bridger.processing import ImageLike
 
 
-class BridgedModel(ManagedHeads):
+class BridgedModel(ManagedAdapters):
     """Two frozen towers, the Bridgers between them, and one or more task heads.
 
     Args:
@@ -212,90 +209,6 @@ class BridgedModel(ManagedHeads):
         """
         lines = [self.encoder.summary(image_size), *head_lines(self), trainable_line(self)]
         return "\n".join(lines)
-
-    def adapter_state_dict(self) -> dict[str, Tensor]:
-        """Return what is saved: Bridgers, heads, the adapter's tower tensors, peft's layers."""
-        heads = self._modules["heads"].state_dict(prefix="heads.")  # type: ignore[union-attr]
-        return {**self.encoder.adapter_state_dict(), **heads}
-
-    # Saving and loading.
-
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], dtype: torch.dtype | None = None
-    ) -> None:
-        """Write the adapter (never the towers) to a folder; see `bridger.checkpoint`.
-
-        Args:
-            folder: made where there is none.
-            dtype: of the numbers on disk, such as torch.float16 for sharing at half the size;
-                None keeps the model's own. They come back as float32.
-        """
-        checkpoint.save(self, folder, dtype)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | os.PathLike[str],
-        vision_model: nn.Module | VisionTower,
-        text_model: nn.Module | TextTower,
-        *,
-        heads: Sequence[str] | None = None,
-    ) -> BridgedModel:
-        """Attach a saved adapter to the towers that it was made for.
-
-        Args:
-            folder: written by `save_pretrained`.
-            vision_model, text_model: the towers, as for `attach_bridgers`.
-            heads: names of the heads to load; None: all.
-
-        Returns:
-            The model in eval mode.
-
-        Raises:
-            FileNotFoundError: the folder holds no adapter.
-            ValueError: the adapter is for other towers, has no such head, or its files do not fit
-                together; every mismatch is named, and the towers are left as they were.
-        """
-        return checkpoint.load(folder, vision_model, text_model, heads)
-
-    def save_head(self, folder: str | os.PathLike[str], name: str) -> None:
-        """Write one head to a folder of its own, without the Bridgers that it was trained with.
-
-        Its numbers mean something on the features of these Bridgers. `load_head` therefore warns
-        where others stand; save the adapter with `save_pretrained` to keep both together.
-
-        Args:
-            folder: made where there is none.
-            name: of the head.
-
-        Raises:
-            NotADirectoryError: `folder` is a file.
-            ValueError: there is no head of that name.
-        """
-        head_files.save(self, folder, self.head_name(name))
-
-    def load_head(
-        self, folder: str | os.PathLike[str], name: str | None = None, saved_as: str | None = None
-    ) -> None:
-        """Put a saved head on the features, with its loss weight.
-
-        Args:
-            folder: written by `save_head`, or by `save_pretrained`, whose other parts are not read.
-            name: what the head is called here; None: as it was.
-            saved_as: which of the folder's heads; None: the only one.
-
-        Warns:
-            UserWarning: the towers or Bridgers here, or the options by which they stand together,
-                are others than the head was trained with; it says which.
-
-        Raises:
-            FileNotFoundError: the folder holds no head.
-            ValueError: the folder's head is none or not the only one, its name is taken, it was
-                built for other widths, or its files do not fit together.
-        """
-        name, head, weight = head_files.load(self, folder, name, saved_as)
-        self._take_on(name, head)
-        self.loss_weights[name] = weight
 
     # Prediction.
 

@@ -6,8 +6,11 @@ from torch import nn
 
 from bridger.known_towers import EMBEDDED, embedded_config, embedded_inputs
 from bridger.processing import Processor
+from bridger.tower_source import remember
 
 TINY_ADAPTER = EMBEDDED.with_name("tiny_adapter")
+SHIPPED = {"tiny": TINY_ADAPTER, "tiny-heads": EMBEDDED.with_name("tiny_heads")}
+"""The adapters in the package by name: masks for sentences; classes, boxes and label maps."""
 
 
 def load_tiny_clip() -> tuple[nn.Module, nn.Module, Processor]:
@@ -32,5 +35,7 @@ def load_tiny_clip() -> tuple[nn.Module, nn.Module, Processor]:
             f"the weights in {EMBEDDED} do not fit its config (missing: {missing}, unexpected: "
             f"{found.unexpected_keys}); install bridger-peft again"
         )
+    for tower in (clip, clip.visual):
+        remember(tower, "tiny")
     pictures, sentences = embedded_inputs()
     return clip.visual, clip.eval(), Processor(*pictures, *sentences)

@@ -35,6 +35,7 @@ class TunedTowers(HalfTowers):
     towers: nn.ModuleDict
     tower_tensors: TowerTensors
     before_peft: Parameters
+    tower_source: str | None = None  # the name by which `bridger.load_towers` makes the towers
     _attached: bool
     _compiled: tuple[CompiledBlocks, CompiledBlocks] | None
     _frozen: list[nn.Module]

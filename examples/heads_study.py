@@ -133,8 +133,9 @@ def run_once(plan: dict[str, Any]) -> None:
 
 def perform(plan: dict[str, Any]) -> None:
     """Train and judge one adapter, and write what came out."""
+    from bridger import load_towers
     from bridger.tasks import get_task
-    from bridger.training import Recipe, load_towers, train
+    from bridger.training import Recipe, train
 
     task, changes = get_task(plan["task"]), dict(plan["changes"])
     if plan["short"] and changes.get("steps") != 0:

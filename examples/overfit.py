@@ -33,13 +33,14 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch import nn
 
+from bridger import load_towers
 from bridger.data import RefCollator, Sample
 from bridger.data.masks import Segments
 from bridger.data.scenes import make_scene
 from bridger.evaluation import SegmentationMetrics
 from bridger.model import BridgedModel
 from bridger.processing import Processor
-from bridger.training import Recipe, load_towers
+from bridger.training import Recipe
 
 GOAL = 0.9
 LEAST = 0.95  # of the targets

@@ -17,7 +17,7 @@ import torch
 from helpers_judging import HEADS, model_with
 from PIL import Image
 
-from bridger.cli.base import head_in
+from bridger.cli.adapters import head_in
 from bridger.data.scenes import write_scenes
 from bridger.labels import BACKGROUND
 from bridger.model import BridgedModel

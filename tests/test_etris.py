@@ -13,9 +13,8 @@ from procedural_weights import fill
 from safetensors import safe_open
 from torch import Tensor
 
-from bridger import BridgedModel, attach_bridgers, etris
+from bridger import BridgedModel, attach_bridgers, etris, load_towers
 from bridger.heads import ReferringSegmentationHead
-from bridger.training import load_towers
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ["vit_b16", "rn50"]

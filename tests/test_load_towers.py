@@ -15,9 +15,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridger import attach_bridgers
+from bridger import attach_bridgers, load_towers
 from bridger.processing import Processor
-from bridger.training import load_towers
 
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VISION: dict[str, dict[str, Any]] = {

@@ -14,12 +14,13 @@ from helpers_head_rows import CLASSES, ROWS
 from helpers_towers import fill, open_clip_resnet, open_clip_vit
 from torch import nn
 
+from bridger import load_towers
 from bridger.data import PUBLISHED
 from bridger.evaluation.published import PUBLISHED_FIGURES
 from bridger.processing import Processor
 from bridger.texts import Texts
 from bridger.tiny_clip import TINY_ADAPTER, load_tiny_clip
-from bridger.training import Recipe, load_towers
+from bridger.training import Recipe
 from bridger.training.recipe_files import FOLDER, recipe_names
 
 GOLDEN = Path(__file__).parent / "golden"

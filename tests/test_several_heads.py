@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bridger.heads.registry as registry
-from bridger import BridgedModel, BridgerConfig, attach_bridgers, checkpoint
+from bridger import BridgedModel, BridgerConfig, adapter_files, attach_bridgers
 from bridger.config import Config
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads import Head, HeadOutput, ReferringSegmentationHead, register_head
@@ -453,7 +453,7 @@ def test_what_cannot_be_loaded_is_named_and_leaves_the_model(tmp_path: Path) -> 
 def test_an_adapter_of_an_older_version_still_loads_and_gives_its_head(tmp_path: Path) -> None:
     model = trained()
     model.save_pretrained(tmp_path)
-    config, tensors = checkpoint.read(tmp_path)
+    config, tensors = adapter_files.read(tmp_path)
     del config["encoder"]["spec"]
     file = tmp_path / "bridger.safetensors"
     save_file(tensors, file, metadata={"bridger_config": json.dumps(config)})

@@ -15,10 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from bridger.tasks import Task
+from typing import Any
 
 
 def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
@@ -108,130 +105,6 @@ def add_data_options(parser: argparse.ArgumentParser, *, required: bool = True) 
         "own; training mixes several, evaluation takes one after the other (default: the only "
         "one that is there)",
     )
-
-
-def add_towers_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says which towers an adapter is for."""
-    parser.add_argument(
-        "--towers",
-        metavar="NAME",
-        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL, "
-        "etris:FILE[@WORDS], or VISION,TEXT with timm:MODEL and torchvision:MODEL for vision too "
-        "(default: what the adapter's recipe says, else tiny)",
-    )
-
-
-def recipe_beside(adapter: Path) -> dict[str, Any]:
-    """Return the options of the recipe that was saved with an adapter; none where there is none."""
-    path = adapter / "recipe.json"
-    options: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return options
-
-
-def towers_of(adapter: Path, given: str | None) -> str:
-    """Return the towers of an adapter: those given, or what the recipe beside it says."""
-    name: str = recipe_beside(adapter).get("towers", "tiny") if given is None else given
-    return name or "tiny"
-
-
-def datasets_of(task: Task, adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:
-    """Return the data sets of a task in `root` to judge an adapter on.
-
-    Those given, or those of the adapter's recipe that are there, or the only one.
-
-    Raises:
-        FileNotFoundError, ValueError: see `bridger.tasks.find_data`; names where folders hold one.
-    """
-    from bridger.tasks import find_data
-
-    if given and not task.datasets:
-        raise ValueError(
-            f"--dataset means nothing for {task.name}: a folder holds one data set of it"
-        )
-    names = list(given or ())
-    if given is None and task.datasets and (wanted := recipe_beside(adapter).get("datasets")):
-        from bridger.data.catalog import data_sets
-
-        there = data_sets(root)
-        names += [name for name in wanted if name in there]
-    return find_data(task, root, names)
-
-
-def add_head_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says which head of an adapter answers."""
-    parser.add_argument(
-        "--head",
-        metavar="NAME",
-        help="which of the adapter's heads, by its name there or by what it is, such as detection "
-        "(default: the only one)",
-    )
-
-
-def head_in(adapter: Path, asked: str | None) -> tuple[str, str]:
-    """Return the name of the head of an adapter that is asked for, and its registered name.
-
-    Args:
-        adapter: its folder.
-        asked: the head's name in the adapter, or its registered name where no other has it; None:
-            the only head.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter.
-        ValueError: there is no such head, or several.
-    """
-    from bridger.checkpoint import read
-
-    found = read(adapter_folder(adapter))[0]["heads"]
-    heads = {name: head["type"] for name, head in found.items()}
-    fitting = [name for name in heads if asked in (None, name)]
-    fitting = fitting or [name for name in heads if heads[name] == asked]
-    if len(fitting) == 1:
-        return fitting[0], heads[fitting[0]]
-    listed = ", ".join(f"{name} ({registered})" for name, registered in heads.items()) or "none"
-    if not fitting:
-        what = "a head" if asked is None else f"a head {asked!r}"
-        raise ValueError(f"{adapter} does not have {what}: it has {listed}")
-    raise ValueError(f"several heads of {adapter} could answer, name one with --head: {listed}")
-
-
-def adapter_folder(name: Path) -> Path:
-    """Return an adapter's folder; "tiny" is the shipped one, unless such a folder is there.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    from bridger.tiny_clip import TINY_ADAPTER
-
-    if name == Path("tiny") and not name.exists():
-        return TINY_ADAPTER
-    if not name.is_dir():
-        raise FileNotFoundError(
-            f"there is no adapter folder {name} (the one in the package is called tiny)"
-        )
-    return name
-
-
-def load_model(adapter: Path, towers: str | None) -> Any:
-    """Load an adapter onto its towers, ready to answer."""
-    from bridger.model import BridgedModel
-    from bridger.training.pairs import load_towers
-
-    adapter = adapter_folder(adapter)
-    import torch
-
-    name = towers_of(adapter, towers)
-    vision, text, processor = load_towers(name)
-    try:
-        model = BridgedModel.from_pretrained(adapter, vision, text)
-    except ValueError as error:
-        if towers is not None or (adapter / "recipe.json").is_file():
-            raise
-        raise ValueError(
-            f"{error}. No recipe beside it says which towers the adapter is for, so the {name} "
-            "ones were tried: name others with --towers"
-        ) from error
-    model.processor = model.processor or processor
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_writable(path: Path) -> None:

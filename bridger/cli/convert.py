@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import add_towers_option, load_model, megabytes, say, whole
+from bridger.cli.adapters import add_towers_option
+from bridger.cli.base import megabytes, say, whole
 
 HELP = "turn released ETRIS checkpoints into adapters, and back"
 EXAMPLES = """\
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _from_etris(args: argparse.Namespace) -> dict[str, Any]:
     from bridger import etris
-    from bridger.checkpoint import WEIGHTS_FILE
+    from bridger.adapter_files import WEIGHTS_FILE
 
     if not args.source.is_file():
         raise FileNotFoundError(f"there is no checkpoint file {args.source}")
@@ -49,9 +50,9 @@ def _from_etris(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _to_etris(args: argparse.Namespace) -> dict[str, Any]:
-    from bridger import etris
+    from bridger import BridgedModel, etris
 
-    model = load_model(args.source, args.towers).cpu()
+    model = BridgedModel.from_pretrained(args.source, towers=args.towers)
     args.target.parent.mkdir(parents=True, exist_ok=True)
     etris.save(model, args.target)
     say(f"wrote {args.target} ({megabytes(args.target.stat().st_size)})")

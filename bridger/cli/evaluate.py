@@ -11,19 +11,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import (
-    Counter,
-    add_data_options,
+from bridger.cli.adapters import (
+    ADAPTER,
+    add_device_option,
     add_head_option,
     add_towers_option,
-    check_writable,
     datasets_of,
     head_in,
     load_model,
-    say,
-    share,
-    whole,
 )
+from bridger.cli.base import Counter, add_data_options, check_writable, say, share, whole
 
 if TYPE_CHECKING:
     from bridger.tasks import Task
@@ -43,9 +40,7 @@ MASKS = "referring_segmentation"
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument(
-        "adapter", type=Path, metavar="ADAPTER", help="its folder; tiny: the package's"
-    )
+    parser.add_argument("adapter", metavar="ADAPTER", help=ADAPTER)
     add_data_options(parser)
     add_head_option(parser)
     parser.add_argument(
@@ -86,36 +81,39 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="write a line of JSON for every picture or expression",
     )
     add_towers_option(parser)
+    add_device_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Judge, print the tables, and write what was asked for."""
     from bridger.evaluation.labelled import LabelledEvaluation
     from bridger.evaluation.ranks import connect
+    from bridger.hub import find_adapter
     from bridger.tasks import get_task
     from bridger.training.distributed import is_main
 
     page = _check_places(args)
-    head, registered = head_in(args.adapter, args.head)
+    adapter = find_adapter(args.adapter)
+    head, registered = head_in(adapter, args.head)
     task = get_task(registered)
     options = _options(task, args)
-    splits = list(_splits(task, args))
+    splits = list(_splits(task, adapter, args))
     connect()
-    model = load_model(args.adapter, args.towers)
+    model = load_model(adapter, args)
     started = time.monotonic()
     judged = [pair for split in splits for pair in _judge(task, model, split, head, options, args)]
     results = [result for _, result in judged]
     shown = _shown_by(task)
-    for table in shown.tables(results, str(args.adapter)):
+    for table in shown.tables(results, args.adapter):
         say(*table.lines(), "")
     wholes = [result for result in results if not _is_part(result)]
     unit = "pictures" if isinstance(wholes[0], LabelledEvaluation) else "sentences"
     say(f"{sum(map(len, wholes))} {unit} in {time.monotonic() - started:.0f} s")
     if is_main():
         _write_rows(args.rows, wholes)
-        _write_page(page, task, model, judged, head, str(args.adapter))
+        _write_page(page, task, model, judged, head, args.adapter)
     return {
-        "adapter": str(args.adapter),
+        "adapter": args.adapter,
         "data": str(args.data),
         "head": head,
         "task": task.name,
@@ -153,11 +151,11 @@ def _options(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _splits(task: Task, args: argparse.Namespace) -> Iterator[Any]:
+def _splits(task: Task, adapter: Path, args: argparse.Namespace) -> Iterator[Any]:
     """Open the splits of every data set; each is judged on its own."""
     from bridger.data.label_layouts import is_training
 
-    for name in datasets_of(task, args.adapter, args.data, args.dataset):
+    for name in datasets_of(task, adapter, args.data, args.dataset):
         there = task.splits(args.data, name)
         judged = args.split or [split for split in there if not is_training(split)]
         if not judged:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import adapter_folder, megabytes, say, towers_of, whole
+from bridger.cli.adapters import ADAPTER
+from bridger.cli.base import megabytes, say, whole
 
 HELP = "say what an adapter is and how large its parts are, or where two towers would meet"
 EXAMPLES = """\
@@ -23,8 +24,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="+",
         metavar="ADAPTER|TOWER",
-        help="an adapter's folder (tiny: the one in the package), or a vision and a text tower, "
-        "VISION TEXT or VISION,TEXT",
+        help=f"an adapter ({ADAPTER}), or a vision and a text tower, VISION TEXT or VISION,TEXT",
     )
     parser.add_argument("--stages", type=whole(1), metavar="K", help="default: 3")
     parser.add_argument("--bridgers", metavar="PRESET", help="their preset (default: paper)")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.what) == 1:
         if any(given is not None for given in (args.stages, args.bridgers, args.size)):
             raise ValueError("--stages, --bridgers and --size are for two towers, not an adapter")
-        return _adapter(Path(args.what[0]))
+        return _adapter(args.what[0])
     if len(args.what) == 2:
         return _towers(",".join(args.what), args)
     raise ValueError(f"expected an adapter, or a vision and a text tower, got {args.what}")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from bridger.attach import attach_bridgers
     from bridger.model import BridgedModel
-    from bridger.training.pairs import load_towers
+    from bridger.named_towers import load_towers
 
     vision, text, _ = load_towers(name)
     options = {"stages": args.stages, "config": args.bridgers}
@@ -67,11 +67,13 @@ def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"towers": towers, "stages": encoder.stages}
 
 
-def _adapter(adapter: Path) -> dict[str, Any]:
+def _adapter(name: str) -> dict[str, Any]:
     """Read an adapter's folder; towers are not needed."""
-    from bridger.checkpoint import WEIGHTS_FILE, read
+    from bridger.adapter_files import WEIGHTS_FILE, read
+    from bridger.hub import find_adapter
+    from bridger.named_towers.of_adapter import towers_of
 
-    adapter = adapter_folder(adapter)
+    adapter = find_adapter(name)
     config, tensors = read(adapter)
     parts: dict[str, dict[str, int]] = {}
     for name, tensor in tensors.items():
@@ -79,7 +81,7 @@ def _adapter(adapter: Path) -> dict[str, Any]:
         part["numbers"] += tensor.numel()
         part["bytes"] += tensor.numel() * tensor.element_size()
     size = (adapter / WEIGHTS_FILE).stat().st_size
-    say(f"{adapter}: adapter of bridger {config['bridger_version']}, {megabytes(size)}")
+    say(f"{name}: adapter of bridger {config['bridger_version']}, {megabytes(size)}")
     for side, tower in config["towers"].items():
         named = f" {tower['name']}" if tower.get("name") else ""
         widths = _short(tower["widths"])
@@ -99,7 +101,8 @@ def _adapter(adapter: Path) -> dict[str, Any]:
         say(f"  head {name}: {head['type']} ({_options(head['config'])})")
     for name, part in parts.items():
         say(f"  {name:<16}{part['numbers']:>12,} numbers  {megabytes(part['bytes']):>10}")
-    towers = towers_of(adapter, None)
+    towers = towers_of(adapter)
+    say(f"  towers: {towers or 'unknown, name them with --towers'}")
     return {"config": config, "parts": parts, "bytes": size, "load_towers": towers}
 
 

@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import (
+from bridger.cli.adapters import (
+    ADAPTER,
+    add_device_option,
     add_head_option,
     add_towers_option,
-    check_picture,
     head_in,
     load_model,
-    say,
-    share,
-    whole,
 )
+from bridger.cli.base import check_picture, say, share, whole
 
 if TYPE_CHECKING:
     from bridger.heads import Head
@@ -49,7 +48,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(trailing="words")
     parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="default: the one in the package"
+        "--adapter", default="tiny", metavar="ADAPTER", help=f"{ADAPTER} (default: tiny)"
     )
     add_head_option(parser)
     parser.add_argument(
@@ -82,16 +81,17 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="cut a large picture into windows of that side, for heads that score pixels",
     )
     add_towers_option(parser)
+    add_device_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict, write the files, and say what was found and how long it took."""
     from bridger.heads import get_head
-    from bridger.tiny_clip import TINY_ADAPTER
+    from bridger.hub import find_adapter
 
     if not args.image.is_file():
         raise FileNotFoundError(f"there is no picture {args.image}")
-    adapter = args.adapter or TINY_ADAPTER
+    adapter = find_adapter(args.adapter)
     head, registered = head_in(adapter, args.head)
     words = _words(get_head(registered), registered, args)
     options = _options(get_head(registered), registered, args)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             + ", ".join(map(str, outs))
         )
     times = {"loading": time.monotonic()}
-    model = load_model(adapter, args.towers)
+    model = load_model(adapter, args)
     times["running"] = time.monotonic()
     result = model.predict(args.image, words, head=head, **options)
     times["writing"] = time.monotonic()

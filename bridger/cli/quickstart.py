@@ -180,7 +180,7 @@ def show(model: BridgedModel, split: Any, out: Path) -> dict[str, str]:
 
 def conclude(model: BridgedModel, plan: Plan, picture: dict[str, str]) -> dict[str, Any]:
     """Say what was saved, how large it is against the towers, and what to try next."""
-    from bridger.checkpoint import WEIGHTS_FILE
+    from bridger.adapter_files import WEIGHTS_FILE
 
     size = (plan.out / WEIGHTS_FILE).stat().st_size
     towers = sum(p.numel() * p.element_size() for p in model.encoder.towers.parameters())

@@ -88,7 +88,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and say what was saved."""
-    from bridger.checkpoint import WEIGHTS_FILE
+    from bridger.adapter_files import WEIGHTS_FILE
     from bridger.tasks import get_task
     from bridger.training.run import has_checkpoint, train
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bridger.training.pairs import load_towers
 from bridger.training.recipes import Recipe
 
 if TYPE_CHECKING:
     from bridger.training.run import train
     from bridger.training.trainer import BridgerTrainer
 
-__all__ = ["BridgerTrainer", "Recipe", "load_towers", "train"]
+__all__ = ["BridgerTrainer", "Recipe", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,7 +35,7 @@ class Recipe(Config):
 
     Attributes:
         note: what it is, in a sentence or two.
-        towers: the frozen pair; see `bridger.training.load_towers`.
+        towers: the frozen pair; see `bridger.load_towers`.
         stages: as in `attach_bridgers`, as are `trainable`, `connect` and `word_length`.
         bridgers: a preset of `BridgerConfig`, or None for the head alone.
         bridger_options: options that differ from that preset.

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bridger.data.collate import CACHE_BYTES
+from bridger.named_towers import load_towers
 from bridger.tasks import Task, get_task
 from bridger.training import distributed
 from bridger.training.checkpoints import newest_whole, remove_unfinished
-from bridger.training.pairs import load_towers
 from bridger.training.pictures_log import PredictionPictures
 from bridger.training.recipes import Recipe
 from bridger.training.trainer import BridgerTrainer

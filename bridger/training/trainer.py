@@ -14,7 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from bridger import checkpoint
+from bridger import adapter_files, checkpoint
 from bridger.config import did_you_mean
 from bridger.features import Mentions
 from bridger.model import BridgedModel
@@ -332,7 +332,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
 
     def _load_adapter(self, folder: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)
-        _, tensors = checkpoint.read(folder)
+        _, tensors = adapter_files.read(folder)
         with torch.no_grad():
             checkpoint.load_adapter_tensors(model, tensors, os.fspath(folder))
 

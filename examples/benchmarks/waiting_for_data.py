@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from bridger import load_towers
 from bridger.data import RaggedRefCollator, RefCOCO, RefCollator
 from bridger.data.scenes import write_scenes
 from bridger.model import BridgedModel
-from bridger.training import Recipe, load_towers
+from bridger.training import Recipe
 from bridger.training.schedule import Schedule
 
 Batches = Iterator[dict[str, torch.Tensor]]

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bridger.tower_source import remember
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 KNOWN = (
     "tiny (the embedded pair), open_clip:MODEL[:WEIGHTS][@SIZE] such as "
-    "open_clip:ViT-B-16-quickgelu:openai@416, transformers:MODEL such as "
+    "open_clip:ViT-B-16-quickgelu:openai@416, transformers:MODEL[@REVISION] such as "
     "transformers:openai/clip-vit-base-patch16, etris:FILE[@WORDS] (a released ETRIS checkpoint), "
     "timm:MODEL[:WEIGHTS][@SIZE] and torchvision:MODEL[:WEIGHTS] for vision alone, and any two of "
     "these as VISION,TEXT"
@@ -29,17 +31,20 @@ UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "URLError", "Con
 _PARTED = re.compile(r",(?=tiny$|(?:open_clip|transformers|etris|timm|torchvision):)")
 
 
-def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
-    """Load a pair of towers.
+def load_towers(
+    name: str, *, trust_remote_code: bool = False
+) -> tuple[nn.Module, nn.Module, Processor | None]:
+    """Load a pair of towers, which remember the name: an adapter saves it.
 
     Args:
         name: "tiny", the embedded pair; "open_clip:MODEL[:WEIGHTS][@SIZE]", with WEIGHTS one of
             open_clip's tags or a file, and SIZE the side of the pictures in pixels;
-            "transformers:MODEL"; "etris:FILE[@WORDS]", the towers in a released ETRIS checkpoint,
-            with WORDS the tokens of a text, which it does not tell (17, or 22 for G-Ref; by
-            default 17); or "VISION,TEXT", one of each, where the vision tower may be
+            "transformers:MODEL[@REVISION]"; "etris:FILE[@WORDS]", the towers in a released ETRIS
+            checkpoint, with WORDS the tokens of a text, which it does not tell (17, or 22 for
+            G-Ref; by default 17); or "VISION,TEXT", one of each, where the vision tower may be
             "timm:MODEL[:WEIGHTS][@SIZE]" or "torchvision:MODEL[:WEIGHTS]" too. Without WEIGHTS,
             open_clip's, timm's and torchvision's are random.
+        trust_remote_code: whether code that a model of transformers brings along may be run.
 
     Returns:
         The vision tower, the text tower, and the processor where it comes with them.
@@ -49,25 +54,31 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
         OSError: weights are neither on this machine nor to be had.
     """
     parts = [] if name.startswith("etris:") else _PARTED.split(name, maxsplit=1)
-    if len(parts) == 2:
-        return _two(*parts) if parts[0] != parts[1] else load_towers(parts[1])
+    if len(parts) == 2 and parts[0] != parts[1]:
+        vision, text, processor = _two(parts[0], parts[1], trust_remote_code)
+    else:
+        vision, text, processor = _one(parts[-1] if parts else name, trust_remote_code)
+    remember(vision, parts[0] if parts else name)
+    remember(text, parts[-1] if parts else name)
+    return vision, text, processor
+
+
+def _one(name: str, trust_remote_code: bool) -> tuple[nn.Module, nn.Module, Processor | None]:
+    """Load two towers that come together."""
     library, _, model = name.partition(":")
     if name == "tiny":
         from bridger.tiny_clip import load_tiny_clip
 
         return load_tiny_clip()
     if library == "open_clip" and model:
-        from bridger.training.open_clip_pair import load_open_clip
+        from bridger.named_towers.open_clip_pair import load_open_clip
 
         model, size = _with_size(model)
         with _downloading(name):
             clip = load_open_clip(*_with_weights(model), size)
         return clip.visual, clip, None
     if library == "transformers" and model:
-        from transformers import AutoModel
-
-        with _downloading(name):
-            both: Any = AutoModel.from_pretrained(model)
+        both = _from_transformers(name, model, trust_remote_code)
         return both, both, None
     if library == "etris" and model:
         return _from_etris(model)
@@ -76,10 +87,24 @@ def load_towers(name: str) -> tuple[nn.Module, nn.Module, Processor | None]:
     raise ValueError(f"towers {name!r} are unknown; known are {KNOWN}")
 
 
-def _two(vision: str, text: str) -> tuple[nn.Module, nn.Module, Processor | None]:
+def _from_transformers(name: str, model: str, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModel
+
+    path, at, revision = model.rpartition("@")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if at and not os.path.exists(model):
+        model, options["revision"] = path, revision
+    with _downloading(name):
+        both: nn.Module = AutoModel.from_pretrained(model, **options)
+    return both
+
+
+def _two(
+    vision: str, text: str, trust_remote_code: bool
+) -> tuple[nn.Module, nn.Module, Processor | None]:
     """Load two towers that do not come together."""
     library, _, model = vision.partition(":")
-    text_tower = load_towers(text)[1]
+    text_tower = _one(text, trust_remote_code)[1]
     if library == "timm" and model:
         tower, pictures = _from_timm(vision, model)
         return tower, text_tower, _processor(pictures, text_tower)
@@ -89,7 +114,7 @@ def _two(vision: str, text: str) -> tuple[nn.Module, nn.Module, Processor | None
         model, weights = _with_weights(model)
         with _downloading(vision):
             return torchvision.models.get_model(model, weights=weights or None), text_tower, None
-    return load_towers(vision)[0], text_tower, None
+    return _one(vision, trust_remote_code)[0], text_tower, None
 
 
 def _from_timm(name: str, model: str) -> tuple[nn.Module, Pictures]:

@@ -1,0 +1,44 @@
+"""The towers of a saved adapter, by the name that it keeps of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from bridger.adapter_files import read_saved_config
+from bridger.named_towers.load import load_towers
+from bridger.processing import Processor
+
+RECIPE_FILE = "recipe.json"
+
+
+def towers_of(folder: Path, towers: str | None = None) -> str | None:
+    """Return the name of an adapter's towers, or None where it is not known.
+
+    The given one, or what the adapter says, or what the recipe beside an older one says.
+    """
+    if towers:
+        return towers
+    recipe = folder / RECIPE_FILE
+    said = json.loads(recipe.read_text()).get("towers") if recipe.is_file() else None
+    name: str | None = read_saved_config(folder).get("tower_source") or said
+    return name
+
+
+def load_towers_of(
+    folder: Path,
+    towers: str | None,
+    *,
+    download: bool | None,
+    trust_remote_code: bool,
+) -> tuple[nn.Module, nn.Module, Processor | None]:
+    """Load the towers of an adapter's folder; see `bridger.BridgedModel.from_pretrained`."""
+    name = towers_of(folder, towers)
+    if name is None:
+        raise ValueError(
+            f"{folder} does not say where its towers come from: pass them, or their name as towers= "
+            f"(--towers in the shell), such as open_clip:ViT-B-16-quickgelu:openai@416"
+        )
+    return load_towers(name, trust_remote_code=trust_remote_code)
