@@ -38,7 +38,7 @@ def load_towers_of(
     name = towers_of(folder, towers)
     if name is None:
         raise ValueError(
-            f"{folder} does not say where its towers come from: pass them, or their name as towers= "
-            f"(--towers in the shell), such as open_clip:ViT-B-16-quickgelu:openai@416"
+            f"{folder} does not say where its towers come from: pass them, or their name as "
+            f"towers= (--towers in the shell), such as open_clip:ViT-B-16-quickgelu:openai@416"
         )
     return load_towers(name, trust_remote_code=trust_remote_code)
