@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from bridger import BridgedModel
-from bridger.data.scenes import make_scene
+from bridger.data.scene_labels import make_labelled_scene, scene_classes
 
-SCENES = [make_scene("val", number) for number in range(3)]
+SCENES = [make_labelled_scene("val", number, scene_classes()) for number in range(3)]
 
 
 def main() -> None:
