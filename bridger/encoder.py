@@ -46,6 +46,15 @@ class BridgedEncoder(TunedTowers):
     adds a residual to both hidden states (docs/method.md, section 3: F_v <- F_v + ZL_out(v_i),
     F_t <- F_t + Linear(t_i)). With direction="to_vision" the text tower runs first, plainly, and
     all stages read its tokens as `BridgedFeatures` hold them.
+
+    Args:
+        vision: the vision tower, found through the registry.
+        text: the text tower.
+        stages: as in `attach_bridgers`, as are all that follow.
+        config: a config, or None for no Bridgers.
+        trainable: glob patterns of the tower tensors that the adapter trains.
+        connect: the released code's residual in a ResNet's last map.
+        word_length: the released code's way with texts.
     """
 
     def __init__(
@@ -250,8 +259,9 @@ class BridgedEncoder(TunedTowers):
         do so in train mode only.
 
         Args:
-            activation_checkpointing_kwargs, **options: as transformers' Trainer hands them over;
-                nothing but the defaults can be done.
+            activation_checkpointing_kwargs: as transformers' Trainer hands them over; nothing but
+                the defaults can be done.
+            **options: the same, one by one.
 
         Raises:
             ValueError: anything else is asked for.
@@ -285,7 +295,11 @@ class BridgedEncoder(TunedTowers):
         return self.bridgers is not None and not is_disabled(self)
 
     def train(self, mode: bool = True) -> BridgedEncoder:
-        """Set the mode of Bridgers and of peft's layers; all else in the towers stays in eval."""
+        """Set the mode of Bridgers and of peft's layers; all else in the towers stays in eval.
+
+        Args:
+            mode: true to train.
+        """
         super().train(mode)
         if self._attached:
             self.towers.eval()
@@ -301,7 +315,12 @@ class BridgedEncoder(TunedTowers):
         return self.towers
 
     def summary(self, image_size: tuple[int, int] | None = None) -> str:
-        """Return where the towers meet, as a table; see `bridger.summary.stage_table`."""
+        """Return where the towers meet, as a table.
+
+        Args:
+            image_size: (H, W) of the pictures in pixels, by which the maps' sizes are told; None:
+                the size that the vision tower was built for.
+        """
         return stage_table(self, image_size)
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
@@ -313,7 +332,12 @@ class BridgedEncoder(TunedTowers):
         return tensors
 
     def with_head(self, head: type[Head], **config: Any) -> BridgedModel:
-        """Put one head on the features; its input widths are read from `spec`."""
+        """Put one head on the features; its input widths are read from `spec`.
+
+        Args:
+            head: its class.
+            **config: its options, "preset" among them, as in `Head.from_spec`.
+        """
         return self.with_heads(head=(head, config))
 
     def with_heads(
@@ -322,9 +346,13 @@ class BridgedEncoder(TunedTowers):
         loss_weights: Mapping[str, float] | None = None,
         **heads: type[Head] | tuple[type[Head], Mapping[str, Any]],
     ) -> BridgedModel:
-        """Put several named heads on the features, each a class or a (class, config) pair.
+        """Put several named heads on the features.
 
-        Each starts from the numbers that it would have alone. Losses weigh 1, or as given.
+        Each starts from the numbers that it would have alone.
+
+        Args:
+            loss_weights: weights of the heads' losses by name, 1 where nothing is said.
+            **heads: by name, each a class or a (class, options) pair.
         """
         # The one import against the layers' order: users chain attach_bridgers(...).with_head.
         from bridger.model import BridgedModel

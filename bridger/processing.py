@@ -74,6 +74,12 @@ class Processor:
         """Fit a picture into the input as bytes (3, H, W), before normalising.
 
         Caches hold these; `normalize` makes pixel values of them.
+
+        Args:
+            image: see `bridger.pictures.read_picture`.
+
+        Returns:
+            The bytes, and where the picture lies in them.
         """
         picture = read_picture(image)
         placement = Placement.fit((picture.shape[1], picture.shape[2]), self.image_size)
@@ -82,7 +88,11 @@ class Processor:
         return warped.round_().clamp_(0, 255).to(torch.uint8), placement
 
     def normalize(self, fitted: Tensor) -> Tensor:
-        """Turn bytes ([B,] 3, H, W) into pixel values ([B,] 3, H, W), float32."""
+        """Turn bytes into pixel values of the same shape, float32.
+
+        Args:
+            fitted: (3, H, W) or (B, 3, H, W), as `fit` returns.
+        """
         mean, std = (
             torch.tensor(v, device=fitted.device)[:, None, None] for v in (self.mean, self.std)
         )
@@ -104,7 +114,11 @@ class Processor:
         return self.normalize(fitted), placement
 
     def images(self, images: Sequence[ImageLike]) -> tuple[Tensor, list[Placement]]:
-        """Turn B pictures into pixel values (B, 3, H, W) and their placements."""
+        """Turn B pictures into pixel values (B, 3, H, W) and their placements.
+
+        Args:
+            images: of any kind that `image` takes.
+        """
         if len(images) == 0:
             raise ValueError("expected at least one picture, found none")
         pixels, placements = zip(*map(self.image, images), strict=True)
@@ -116,6 +130,9 @@ class Processor:
         """Turn N sentences into `input_ids` and `attention_mask` (bool), both (N, L).
 
         A sentence above `max_length` is cut, with a UserWarning that says by how much.
+
+        Args:
+            sentences: one, or several.
 
         Raises:
             ValueError: a sentence is empty or holds no word.
@@ -151,6 +168,10 @@ class Processor:
 
         First bicubic to the input's size with the corners aligned, then the letterbox undone,
         as the reference implementation evaluates.
+
+        Args:
+            probabilities: of N expressions of one picture.
+            placement: of the picture.
         """
         if probabilities.ndim != 3:
             raise ValueError(
@@ -182,6 +203,9 @@ class Processor:
 
         Files take the place of older ones when all are written.
 
+        Args:
+            folder: made where there is none.
+
         Raises:
             ValueError: the tokenizer cannot be saved.
         """
@@ -195,6 +219,9 @@ class Processor:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Processor:
         """Read what `save` wrote.
+
+        Args:
+            folder: an adapter's, for instance.
 
         Raises:
             FileNotFoundError: there is no processor in the folder.
@@ -220,6 +247,10 @@ class Processor:
 
         Known are open_clip's models that came from its factory and read CLIP's vocabulary,
         towers of transformers with a name or path, and the embedded pair.
+
+        Args:
+            vision_module: the vision tower.
+            text_module: the text tower.
 
         Returns:
             The processor, or None: then `predict` says what to pass.

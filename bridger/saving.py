@@ -75,8 +75,9 @@ class SavedModel(ManagedHeads):
         Args:
             name: a folder written by `save_pretrained`, the Hub's "user/name", or the name of an
                 adapter in the package ("tiny", "tiny-heads").
-            vision_model, text_model: the towers, as for `attach_bridgers`. None: they are loaded as
-                the adapter says.
+            vision_model: the vision tower, as for `attach_bridgers`. None: both are loaded as the
+                adapter says.
+            text_model: the text tower.
             towers: their name in place of what the adapter says; see `bridger.load_towers`.
             heads: names of the heads to load; None: all.
             revision: branch, tag or commit on the Hub; None: main.

@@ -57,6 +57,9 @@ _INTERACTORS: dict[str, type[Interactor]] = {}
 def register_interactor(name: str) -> Callable[[InteractorT], InteractorT]:
     """Make an `Interactor` class known as `BridgerConfig(interactor=name)`.
 
+    Args:
+        name: that no other interactor has.
+
     Raises:
         ValueError: the name is taken.
     """

@@ -132,7 +132,13 @@ def the_only(root: str | os.PathLike[str]) -> str:
 def open_split(
     root: str | os.PathLike[str], split: str, dataset: str | None = None
 ) -> ReferringDataset:
-    """Open one split of the data set in a folder; arguments and errors as of `open_splits`."""
+    """Open one split of the data set in a folder; errors as of `open_splits`.
+
+    Args:
+        root: the folder.
+        split: name of the split.
+        dataset: its name; None: the only data set that is there.
+    """
     return open_splits(root, [split], dataset)[split]
 
 

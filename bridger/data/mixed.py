@@ -98,6 +98,10 @@ def open_mixed(root: str | os.PathLike[str], split: str, datasets: Sequence[str]
 def leaks(train: ReferringDataset, others: Iterable[ReferringDataset]) -> dict[str, int]:
     """Count the refs of a split whose picture lies in other splits too.
 
+    Args:
+        train: whose refs are counted.
+        others: the splits whose pictures are looked for.
+
     Returns:
         The counts by the other split, such as {"refcocog/umd test": 12}; those that share no
         picture are left out.

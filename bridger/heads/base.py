@@ -108,7 +108,11 @@ class Head(nn.Module, ABC):
 
     @classmethod
     def presets(cls, spec: EncoderSpec) -> Mapping[str, Mapping[str, Any]]:
-        """Return the options that each preset sets, by its name, for towers of these widths."""
+        """Return the options that each preset sets, by its name.
+
+        Args:
+            spec: the towers' widths, by which options may differ.
+        """
         return {"default": {}}
 
     @classmethod
@@ -139,7 +143,14 @@ class Head(nn.Module, ABC):
         labels: Any = None,
         expression_mask: Tensor | None = None,
     ) -> HeadOutput:
-        """Decode the features, and compare the result with the labels where there are any."""
+        """Decode the features, and compare the result with the labels where there are any.
+
+        Args:
+            features: of B pictures with N rows of text each.
+            labels: in the form that the head says; None: no loss.
+            expression_mask: (B, N), false at the padding of a ragged N, which has no part in the
+                loss.
+        """
 
     @abstractmethod
     def results(
@@ -156,7 +167,8 @@ class Head(nn.Module, ABC):
             processor: what made their pixels.
             placements: (B) where each picture lies in the input.
             texts: what was asked.
-            Further options are the head's own, with defaults.
+
+        Further options are the head's own, with defaults.
         """
 
     @classmethod
@@ -169,6 +181,10 @@ class Head(nn.Module, ABC):
 
     def texts(self, processor: Processor, words: Sequence[ClassName] | str | None) -> Texts:
         """Turn the words that `predict` is given into texts.
+
+        Args:
+            processor: makes tokens of them.
+            words: a sentence, or several; class names where the head reads these.
 
         Raises:
             ValueError: there are none, or they hold no words.
@@ -185,6 +201,9 @@ class Head(nn.Module, ABC):
 
     def merge(self, outputs: Sequence[HeadOutput]) -> HeadOutput:
         """Join the outputs for one batch of pictures that was asked about texts in chunks.
+
+        Args:
+            outputs: of the chunks, in their order.
 
         Raises:
             TypeError: the outputs have fields of the head's own, and it does not join them.

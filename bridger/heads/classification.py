@@ -204,7 +204,8 @@ class ClassificationHead(ClassNamesHead):
 
         Args:
             output: of B pictures.
-            processor, placements: not read, since a picture's size plays no part.
+            processor: not read.
+            placements: not read, since a picture's size plays no part.
             texts: what was asked.
             threshold: from 0 to 1, which classes count as found; None: the best one alone, or with
                 multi_label those from 0.5 on.

@@ -22,7 +22,11 @@ class DenseHead(Head):
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits into the probabilities that results are made of, in the same shape."""
+        """Turn logits into the probabilities that results are made of, in the same shape.
+
+        Args:
+            logits: (B, N, h, w).
+        """
 
     @abstractmethod
     def result(self, maps: PictureMaps, texts: Texts, output: HeadOutput, index: int) -> Any:
@@ -33,7 +37,8 @@ class DenseHead(Head):
             texts: what was asked.
             output: where the maps come from.
             index: number of the picture in it.
-            Further options are the head's own, with defaults.
+
+        Further options are the head's own, with defaults.
         """
 
     def results(

@@ -18,6 +18,9 @@ _HEADS: dict[str, type[Head]] = {}
 def register_head(name: str) -> Callable[[HeadClass], HeadClass]:
     """Return a class decorator that makes a head known under `name`.
 
+    Args:
+        name: what a saved adapter calls the head, and the command line asks for.
+
     Raises:
         ValueError: another class has that name already.
     """
@@ -38,6 +41,9 @@ def register_head(name: str) -> Callable[[HeadClass], HeadClass]:
 
 def get_head(name: str) -> type[Head]:
     """Return the head class registered as `name`.
+
+    Args:
+        name: one of `list_heads()`.
 
     Raises:
         ValueError: no head has that name; the message offers the nearest ones.

@@ -173,7 +173,10 @@ class SemanticSegmentationHead(FusingHead, DenseHead, ClassNamesHead):
         """Give each pixel its class or its classes.
 
         Args:
-            maps, texts, output, index: see `DenseHead.result`.
+            maps: see `DenseHead.result`, as for the next three.
+            texts: what was asked.
+            output: where the maps come from.
+            index: number of the picture in it.
             threshold: what is not more probable is none of the classes; None: 0.5 with
                 `multi_label`, otherwise the most probable class counts whatever it has.
         """

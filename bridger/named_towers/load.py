@@ -37,12 +37,12 @@ def load_towers(
     """Load a pair of towers, which remember the name: an adapter saves it.
 
     Args:
-        name: "tiny", the embedded pair; "open_clip:MODEL[:WEIGHTS][@SIZE]", with WEIGHTS one of
+        name: `tiny`, the embedded pair; `open_clip:MODEL[:WEIGHTS][@SIZE]`, with WEIGHTS one of
             open_clip's tags or a file, and SIZE the side of the pictures in pixels;
-            "transformers:MODEL[@REVISION]"; "etris:FILE[@WORDS]", the towers in a released ETRIS
+            `transformers:MODEL[@REVISION]`; `etris:FILE[@WORDS]`, the towers in a released ETRIS
             checkpoint, with WORDS the tokens of a text, which it does not tell (17, or 22 for
-            G-Ref; by default 17); or "VISION,TEXT", one of each, where the vision tower may be
-            "timm:MODEL[:WEIGHTS][@SIZE]" or "torchvision:MODEL[:WEIGHTS]" too. Without WEIGHTS,
+            G-Ref; by default 17); or `VISION,TEXT`, one of each, where the vision tower may be
+            `timm:MODEL[:WEIGHTS][@SIZE]` or `torchvision:MODEL[:WEIGHTS]` too. Without WEIGHTS,
             open_clip's, timm's and torchvision's are random.
         trust_remote_code: whether code that a model of transformers brings along may be run.
 

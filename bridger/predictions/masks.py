@@ -143,7 +143,11 @@ class Prediction:
 
 
 def box_of(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return x0, y0, x1, y1 around the true pixels of a mask (H, W), ends exclusive."""
+    """Return x0, y0, x1, y1 around the true pixels of a mask, ends exclusive.
+
+    Args:
+        mask: (H, W); one without a true pixel has the box (0, 0, 0, 0).
+    """
     if not mask.any():
         return 0, 0, 0, 0
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))

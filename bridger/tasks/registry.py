@@ -16,13 +16,20 @@ _TASKS: dict[str, Task] = {}
 
 
 def register_task(task: TaskClass) -> TaskClass:
-    """Make a task known under its name; a class decorator."""
+    """Make a task known under its name; a class decorator.
+
+    Args:
+        task: its class, whose `name` is that of its head.
+    """
     _TASKS[task.name] = task()
     return task
 
 
 def get_task(name: str) -> Task:
     """Return the task of the head registered as `name`.
+
+    Args:
+        name: one of `list_tasks()`.
 
     Raises:
         ValueError: no task has that name; the message offers the nearest ones.
@@ -43,6 +50,11 @@ def list_tasks() -> list[str]:
 
 def find_data(task: Task, root: Root, asked: Sequence[str] = ()) -> list[str | None]:
     """Return the names of the data sets of a task to open in a folder; see `Task.names`.
+
+    Args:
+        task: whose data are looked for.
+        root: the folder.
+        asked: names of data sets; none: the only one that is there.
 
     Raises:
         FileNotFoundError: there is none; for which tasks there are data is said.

@@ -28,6 +28,10 @@ from bridger.towers.views import (
 class DenseProjection(nn.Module, ABC):
     """Turns the last bridged map (B, C, H, W) into a dense map (B, `width`, H, W).
 
+    Args:
+        module: the tower's, which is held without being registered.
+        width: channels of the dense map.
+
     Attributes:
         width: channels of the dense map.
     """
@@ -35,7 +39,6 @@ class DenseProjection(nn.Module, ABC):
     width: int
 
     def __init__(self, module: nn.Module, width: int) -> None:
-        """Hold the tower's module without registering it."""
         super().__init__()
         self._held = (module,)  # in a tuple: nn.Module registers any module set as an attribute
         self.width = width

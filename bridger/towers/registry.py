@@ -32,6 +32,9 @@ def register_tower(side: str) -> Callable[[TowerClass], TowerClass]:
     decorated class in a user's own code. Families registered later are asked first, all of them
     before the generic tower. A class defined again, as in a notebook, takes its own place.
 
+    Args:
+        side: "vision" or "text".
+
     Raises:
         TypeError: the class is no tower of that side.
         ValueError: the side is unknown, or another class has the same library and family.
@@ -65,7 +68,11 @@ def refuse_tower(side: str, matches: Callable[[nn.Module], bool], reason: str) -
 
 
 def registered_towers(side: str) -> tuple[type[Tower], ...]:
-    """Return the families of one side, in the order in which they are asked."""
+    """Return the families of one side, in the order in which they are asked.
+
+    Args:
+        side: "vision" or "text".
+    """
     _import_families()
     return tuple(reversed(_families[side]))
 
@@ -87,6 +94,9 @@ def find_vision_tower(module: nn.Module | Tower) -> VisionTower:
     A tower itself (as `generic_vision` returns) is taken as it is; a module that no family
     claims is tried as an unknown tower.
 
+    Args:
+        module: of any supported library, or one's own.
+
     Raises:
         TypeError: neither a family nor a trial forward makes a vision tower of it.
         ValueError: the module lies on the meta device, or is built in a way that its family
@@ -100,6 +110,9 @@ def find_text_tower(module: nn.Module | Tower) -> TextTower:
 
     A tower itself (as `generic_text` returns) is taken as it is; a module that no family claims
     is tried as an unknown tower.
+
+    Args:
+        module: of any supported library, or one's own.
 
     Raises:
         TypeError: neither a family nor a trial forward makes a text tower of it.

@@ -64,7 +64,8 @@ class Recipe(Config):
         shots: most pictures of a class that are seen, drawn by the seed; None: all. Classification
             only.
         optimizer: "adamw", or "adam", which knows no weight decay.
-        betas, eps: of the optimizer.
+        betas: of the optimizer.
+        eps: of the optimizer.
         learning_rate: of heads, and of all that has no rate of its own.
         bridger_learning_rate: of Bridgers; None: as the rest.
         tower_learning_rate: of `trainable` tower tensors and of peft's layers; None: as the rest.
@@ -72,6 +73,7 @@ class Recipe(Config):
             "constant_with_warmup" (transformers'), or "multistep".
         milestones: where rates are multiplied by `gamma`, in epochs, or in steps where the recipe
             has `steps`. "multistep" only.
+        gamma: what rates are multiplied by there.
         warmup: steps of warm-up, as a share of all.
         weight_decay: of matrices (AdamW's).
         max_grad_norm: gradients are scaled down to this norm; 0: never.
