@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Two torch threads a process: what the suite and the quickstart are measured with.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: env quickstart quickstart-study test test-all lint types check clean
+.PHONY: env quickstart quickstart-study test test-all lint types check matrix clean
 
 env: $(VENV)/.installed
 
@@ -37,6 +37,9 @@ types: env
 	$(BIN)/mypy
 
 check: lint types test
+
+matrix: env
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info quickstart quickstart-study
