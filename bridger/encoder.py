@@ -166,7 +166,7 @@ class BridgedEncoder(TunedTowers):
             TypeError, ValueError: inputs of the wrong type or shape, a text without a token, both
                 ids and text, a text that Bridgers would write to.
         """
-        self._check_attached()
+        self.check_attached()
         if text is None:
             batch = Batch.prepare(self, pixel_values, input_ids, attention_mask, expression_mask)
             return self._run(batch)
@@ -189,7 +189,7 @@ class BridgedEncoder(TunedTowers):
             RuntimeError: the encoder is detached.
             ValueError: Bridgers write to the text, which then depends on the image.
         """
-        self._check_attached()
+        self.check_attached()
         self._check_text_alone()
         ids, token_mask = prepare_text(self, input_ids, attention_mask)
         with self._ready() as ready:
@@ -207,7 +207,8 @@ class BridgedEncoder(TunedTowers):
                 "pass input_ids, or run without Bridgers (encoder.disable())"
             )
 
-    def _check_attached(self) -> None:
+    def check_attached(self) -> None:
+        """Raise a RuntimeError where the encoder is detached."""
         if not self._attached:
             raise RuntimeError("this encoder is detached; call attach_bridgers again")
 

@@ -148,10 +148,6 @@ class BridgedModel(ManagedAdapters):
         """Return what is never trained."""
         return self.encoder.towers
 
-    def detach(self) -> None:
-        """Remove every trace of the adapter from the towers."""
-        self.encoder.detach()
-
     def compile(self, **options: Any) -> None:
         """Compile towers' blocks, Bridgers and heads; see `BridgedEncoder.compile`."""
         self.encoder.compile(**options)
@@ -178,10 +174,6 @@ class BridgedModel(ManagedAdapters):
     ) -> None:
         """Do the same, by the name under which older transformers' Trainer asks for it."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
-
-    def merge_peft(self) -> None:
-        """Merge peft's layers into the towers for good; see `BridgedEncoder.merge_peft`."""
-        self.encoder.merge_peft()
 
     # Training loops of one's own.
 

@@ -45,6 +45,11 @@ def recompute(root: nn.Module, on: bool) -> None:
             module.recompute = on
 
 
+def is_recomputing(root: nn.Module) -> bool:
+    """Whether the switch of a `Recomputing` module below is on."""
+    return any(isinstance(module, Recomputing) and module.recompute for module in root.modules())
+
+
 def check_options(kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]) -> None:
     """Raise a ValueError for what is not offered here.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,6 +13,7 @@ from bridger.compiling import CompiledBlocks
 from bridger.features import BridgedFeatures
 from bridger.freezing import flags_before, hold
 from bridger.half_towers import HalfTowers
+from bridger.recomputing import Switched, is_recomputing
 from bridger.running import Batch
 from bridger.tower_peft import (
     Parameters,
@@ -39,6 +41,7 @@ class TunedTowers(HalfTowers):
     _attached: bool
     _compiled: tuple[CompiledBlocks, CompiledBlocks] | None
     _frozen: list[nn.Module]
+    _switched: list[Switched]
     _tried: frozenset[Any]
 
     @abstractmethod
@@ -56,6 +59,16 @@ class TunedTowers(HalfTowers):
         if self._attached:
             self._try_peft()
         return parts
+
+    def own_modules(self) -> Iterator[nn.Module]:
+        """Return the modules that are the adapter's: all but the towers' own."""
+        frozen = set(self._frozen)
+        return (module for module in self.modules() if module not in frozen)
+
+    @property
+    def recomputing(self) -> bool:
+        """Whether activation checkpointing is on, in the towers or beside them."""
+        return bool(self._switched) or is_recomputing(self)
 
     def _try_peft(self) -> None:
         """Run the towers once for each new set of peft's layers, and refuse what takes no part."""

@@ -5,9 +5,10 @@ what is trained there: they keep their gradients and their dropout while all els
 they are counted, saved, loaded and merged with the adapter. So are the virtual tokens that peft
 puts before the texts of a tower. `parts` finds all that, `narrow` reads a config of peft that was
 made for a larger model, `trial` sees whether layers take part, `names` names tensors beside them,
-`changes` changes towers.
+`changes` changes towers, `aside` keeps layers while others act.
 """
 
+from bridger.tower_peft.aside import LayersAside
 from bridger.tower_peft.changes import (
     Parameters,
     inject_peft,
@@ -27,6 +28,7 @@ from bridger.tower_peft.parts import (
 from bridger.tower_peft.trial import refuse_unused, running_layers, trial_inputs
 
 __all__ = [
+    "LayersAside",
     "Parameters",
     "PeftPart",
     "cast_towers",

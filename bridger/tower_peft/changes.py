@@ -131,6 +131,11 @@ def take_out_peft(before: Parameters) -> None:
     towers' own come back.
     """
     _remove([module for module in before if "peft_config" in vars(module)], merge=False)
+    give_back(before)
+
+
+def give_back(before: Parameters) -> None:
+    """Give modules, which peft has left, the very parameters that they had before."""
     for module, parameters in before.items():
         for name, parameter in parameters.items():
             now = module._parameters.get(name)
