@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Two torch threads a process: what the suite and the quickstart are measured with.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: env quickstart quickstart-study test test-all lint types check matrix clean
+.PHONY: env quickstart quickstart-study test test-all lint types check matrix docs docs-serve clean
 
 env: $(VENV)/.installed
 
@@ -41,5 +41,14 @@ check: lint types test
 matrix: env
 	$(BIN)/python tests/matrix.py $(ARGS)
 
+# The theme speaks of its successor at every start.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: env
+	$(BIN)/mkdocs build --strict $(ARGS)
+
+docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs-serve: env
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000 $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info quickstart quickstart-study
+	rm -rf $(VENV) build dist site *.egg-info quickstart quickstart-study
