@@ -22,8 +22,9 @@ class EncoderSpec:
         sentence_width: channels C_s of the sentence feature.
         joint: whether the last map and the sentence feature live in one shared space.
         pooled_width: channels of the vision tower's own pooled feature, None where it has none.
-        logit_scale, logit_bias: what turns cosines into the logits that the towers were trained
-            with, None where they know of none.
+        logit_scale: what turns cosines into the logits that the towers were trained with, times
+            this and plus `logit_bias`; None where they know of none.
+        logit_bias: as above.
     """
 
     map_widths: tuple[int, ...]
@@ -173,6 +174,9 @@ class BridgedFeatures:
 
     def naming(self, mentions: Mentions | None) -> BridgedFeatures:
         """Return them as features of classes that the texts mention.
+
+        Args:
+            mentions: which tokens name which class; None: every expression stands for itself.
 
         Raises:
             ValueError: the mentions are of other texts.

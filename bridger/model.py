@@ -64,6 +64,11 @@ class BridgedModel(ManagedAdapters):
     ) -> BridgedModel:
         """Build heads, (class, config) by name, from the encoder's `spec`.
 
+        Args:
+            encoder: made by `attach_bridgers`.
+            heads: by name, each a class and its options.
+            loss_weights: of the heads' losses by name, 1 where nothing is said.
+
         Raises:
             TypeError: one is no class of heads.
         """
@@ -149,7 +154,11 @@ class BridgedModel(ManagedAdapters):
         return self.encoder.towers
 
     def compile(self, **options: Any) -> None:
-        """Compile towers' blocks, Bridgers and heads; see `BridgedEncoder.compile`."""
+        """Compile towers' blocks, Bridgers and heads; see `BridgedEncoder.compile`.
+
+        Args:
+            **options: of `torch.compile`.
+        """
         self.encoder.compile(**options)
         for head in self.heads.values():
             head.compile(**options)

@@ -222,7 +222,15 @@ class BridgerStack(nn.Module):
         carry: Carry | None,
         image_size: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None, Carry]:
-        """Run the Bridger of a 0-based stage; everything else as in `Bridger.forward`.
+        """Run the Bridger of a stage.
+
+        Args:
+            stage: its number, from 0.
+            vision: as in `Bridger.forward`, as are all that follow.
+            tokens: of the text.
+            token_mask: of the text.
+            carry: from the stage before.
+            image_size: of the pictures.
 
         Raises:
             ValueError: there is no such stage, or shapes do not fit.
@@ -233,7 +241,11 @@ class BridgerStack(nn.Module):
         return result
 
     def at(self, stage: int) -> nn.Module:
-        """Return the Bridger of a 0-based stage; ValueError where there is no such stage."""
+        """Return the Bridger of a 0-based stage; ValueError where there is no such stage.
+
+        Args:
+            stage: its number, from 0.
+        """
         if not 0 <= stage < self.num_stages:
             raise ValueError(f"expected a stage from 0 to {self.num_stages - 1}, found {stage}")
         return self.stages[0 if self.config.share else stage]

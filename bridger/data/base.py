@@ -149,6 +149,11 @@ class ReferringDataset(Dataset[Sample], ABC):
 
         The draw depends on (seed, epoch, the ref's id) alone, so that neither workers, order nor
         resuming change it.
+
+        Args:
+            index: of the ref.
+            epoch: from 0 on.
+            seed: of the run.
         """
         sample = self[index]
         return sample.sentences[draw(len(sample.sentences), sample.ref_id, epoch, seed)]

@@ -170,7 +170,11 @@ class RefCollator(_Collator):
         }
 
     def sentence(self, sample: Sample) -> str:
-        """Choose the sentence of a sample; a draw counts as a visit."""
+        """Choose the sentence of a sample; a draw counts as a visit.
+
+        Args:
+            sample: of the data set.
+        """
         if not self.draw_sentences:
             return sample.sentences[0]
         epoch = self._next_epoch(sample)

@@ -136,7 +136,13 @@ class ClassificationEvaluation(LabelledEvaluation[ClassificationCase]):
         ]
 
     def bootstrap(self, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Intervals:
-        """Return intervals of the shares of pictures; see `percentile_intervals`."""
+        """Return intervals of the shares of pictures; see `percentile_intervals`.
+
+        Args:
+            level: share of resamples that an interval holds.
+            resamples: how many are drawn.
+            seed: of the draws.
+        """
         if self.multi_label:
             return {}
         groups = np.arange(len(self.cases))

@@ -108,7 +108,13 @@ class ComprehensionEvaluation:
         return self.metrics()
 
     def bootstrap(self, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Intervals:
-        """Return an interval (low, high) for every metric; see `percentile_intervals`."""
+        """Return an interval (low, high) for every metric; see `percentile_intervals`.
+
+        Args:
+            level: share of resamples that an interval holds.
+            resamples: how many are drawn.
+            seed: of the draws.
+        """
         pictures = np.array([case.picture for case in self.cases])
         return percentile_intervals(self.ratios(), pictures, level, resamples, seed)
 

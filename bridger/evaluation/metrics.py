@@ -124,7 +124,11 @@ class SegmentationMetrics:
         return intersection / (union + EPSILON)
 
     def merge(self, other: SegmentationMetrics) -> None:
-        """Add the expressions that another process or run has counted."""
+        """Add the expressions that another process or run has counted.
+
+        Args:
+            other: counted on other expressions.
+        """
         self._intersections += other._intersections
         self._unions += other._unions
 

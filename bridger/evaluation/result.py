@@ -171,6 +171,11 @@ class Evaluation:
 
         The expressions of a picture are not independent: see `percentile_intervals`, which also
         says what is raised.
+
+        Args:
+            level: share of resamples that an interval holds.
+            resamples: how many are drawn.
+            seed: of the draws.
         """
         pictures = np.array([case.picture for case in self.cases])
         return percentile_intervals(self.ratios(), pictures, level, resamples, seed)
@@ -205,6 +210,9 @@ class Evaluation:
     def by(self, stratum: Stratum) -> dict[str, Evaluation]:
         """Split the expressions up, by "kind", the object's "size", or "source".
 
+        Args:
+            stratum: one of the three.
+
         Returns:
             Evaluations by name: sizes from small to empty, others in alphabetical order.
         """
@@ -228,6 +236,9 @@ class Evaluation:
 
     def at(self, threshold: float) -> Evaluation:
         """Return the same at another of the `thresholds`.
+
+        Args:
+            threshold: one of `thresholds`.
 
         Raises:
             ValueError: masks were not counted at this threshold.
@@ -253,11 +264,18 @@ class Evaluation:
         """Return the expressions of the lowest score with it, at most one of each picture.
 
         Of the same score, those with the most wrong pixels come first.
+
+        Args:
+            count: how many.
         """
         return list(self._ranked(self.scores, count))
 
     def best(self, count: int) -> list[tuple[Case, float]]:
-        """Return the expressions of the highest score with it, at most one of each picture."""
+        """Return the expressions of the highest score with it, at most one of each picture.
+
+        Args:
+            count: how many.
+        """
         return list(self._ranked(-self.scores, count))
 
     def _ranked(self, keys: Floats, count: int) -> Iterator[tuple[Case, float]]:

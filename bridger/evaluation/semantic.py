@@ -121,6 +121,11 @@ class SemanticEvaluation(LabelledEvaluation[SemanticCase]):
 
         In every resample the mean is over the classes that occur in it. Arguments and errors as of
         `percentile_intervals`.
+
+        Args:
+            level: share of resamples that an interval holds.
+            resamples: how many are drawn.
+            seed: of the draws.
         """
         counts = [case.counts(len(self.classes)) for case in self.cases]
         both, unions = (

@@ -92,6 +92,7 @@ class Head(nn.Module, ABC):
     Attributes:
         name: the name under which `register_head` made the class known.
         text: what its rows of text are: "expressions" or "classes".
+        pipeline_tag: the task that the Hub files it under; empty where none fits.
         config_class: the frozen dataclass of its options.
         spec: the widths that it was built for.
         config: its options; `to_dict()` is what is saved.
@@ -99,6 +100,7 @@ class Head(nn.Module, ABC):
 
     name: ClassVar[str] = ""
     text: ClassVar[TextKind] = "expressions"
+    pipeline_tag: ClassVar[str] = ""
     config_class: ClassVar[type[Config]]
 
     def __init__(self, spec: EncoderSpec, config: Config) -> None:
@@ -226,6 +228,10 @@ class Head(nn.Module, ABC):
         self, features: BridgedFeatures, expression_mask: Tensor | None = None
     ) -> None:
         """Refuse features of other widths than the head was built for, and masks that do not fit.
+
+        Args:
+            features: of B pictures with N rows of text each.
+            expression_mask: as in `forward`.
 
         Raises:
             ValueError: the widths differ, or the mask is not (B, N).

@@ -192,7 +192,12 @@ class BoxHead(Head):
         return output
 
     def check_labels(self, pictures: Sequence[Boxes], real: Tensor) -> None:
-        """Refuse labels that it cannot be trained on; arguments as of `row_targets`."""
+        """Refuse labels that it cannot be trained on; arguments as of `row_targets`.
+
+        Args:
+            pictures: the labels of each.
+            real: (B, N), false at the padding of a ragged N.
+        """
 
     def merge(self, outputs: Sequence[HeadOutput]) -> HeadOutput:
         """Join the outputs for one batch of pictures that was asked about texts in chunks."""
@@ -206,7 +211,11 @@ class BoxHead(Head):
         )
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probability (B, P, A) of each cell to show the class."""
+        """Return the probability (B, P, A) of each cell to show the class.
+
+        Args:
+            logits: (B, P, A).
+        """
         return logits.sigmoid()
 
     def _text(self, cells: Tensor, read: Mentioned, pairs: Pairs, pair_of: Tensor) -> Tensor:

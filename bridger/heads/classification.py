@@ -110,6 +110,7 @@ class ClassificationHead(ClassNamesHead):
         config: the options.
     """
 
+    pipeline_tag = "zero-shot-image-classification"
     config_class = ClassificationConfig
     config: ClassificationConfig
 
@@ -189,7 +190,11 @@ class ClassificationHead(ClassNamesHead):
         return ClassificationOutput(torch.stack(weighted).sum(dim=0) / sum(rows), rows=sum(rows))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probability of each class, (B, K)."""
+        """Return the probability of each class, (B, K).
+
+        Args:
+            logits: (B, K).
+        """
         return logits.sigmoid() if self.config.multi_label else logits.softmax(dim=-1)
 
     def results(

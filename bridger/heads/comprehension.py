@@ -36,6 +36,7 @@ class ComprehensionHead(BoxHead):
         config: the options.
     """
 
+    pipeline_tag = "zero-shot-object-detection"
     config_class = ComprehensionConfig
     config: ComprehensionConfig
 

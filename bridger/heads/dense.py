@@ -49,7 +49,15 @@ class DenseHead(Head):
         texts: Texts,
         **options: Any,
     ) -> list[Any]:
-        """Bring probabilities to the pictures' sizes, and make results of them."""
+        """Bring probabilities to the pictures' sizes, and make results of them.
+
+        Args:
+            output: of B pictures.
+            processor: what made their pixels.
+            placements: (B) where each picture lies in the input.
+            texts: what was asked.
+            **options: of `result`.
+        """
         pieces = self.pieces(output, placements)
         return [
             self.result(

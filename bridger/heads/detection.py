@@ -52,6 +52,7 @@ class DetectionHead(BoxHead, ClassNamesHead):
         config: the options.
     """
 
+    pipeline_tag = "zero-shot-object-detection"
     config_class = DetectionConfig
     config: DetectionConfig
 

@@ -69,6 +69,7 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
         config: the options.
     """
 
+    pipeline_tag = "image-segmentation"
     config_class = ReferringConfig
     config: ReferringConfig
 

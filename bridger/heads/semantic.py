@@ -99,6 +99,7 @@ class SemanticSegmentationHead(FusingHead, DenseHead, ClassNamesHead):
         config: the options.
     """
 
+    pipeline_tag = "image-segmentation"
     config_class = SemanticConfig
     config: SemanticConfig
 

@@ -46,7 +46,15 @@ class DetectionPrediction:
         names: tuple[str, ...],
         size: tuple[int, int],
     ) -> DetectionPrediction:
-        """Build it from tensors on any device."""
+        """Build it from tensors on any device.
+
+        Args:
+            boxes: (n, 4).
+            scores: (n,).
+            labels: (n,), numbers of `names`.
+            names: (K) what was asked.
+            size: (h, w) of the picture.
+        """
         return cls(
             boxes.detach().float().cpu().numpy(),
             scores.detach().float().cpu().numpy(),

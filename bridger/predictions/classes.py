@@ -41,6 +41,9 @@ class ClassificationPrediction:
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """Return the k most probable classes, or all where there are fewer: (name, probability).
 
+        Args:
+            k: how many.
+
         Raises:
             ValueError: k is not positive.
         """

@@ -76,6 +76,10 @@ class Task(ABC):
 
         Of a task whose folders hold one data set, that is [None].
 
+        Args:
+            root: the folder.
+            asked: names of data sets; none: the only one that is there.
+
         Raises:
             FileNotFoundError: the folder holds no data of this task; what was expected is said.
             ValueError: there are several, and none was asked for.
@@ -87,6 +91,10 @@ class Task(ABC):
     def splits(self, root: Root, dataset: str | None = None) -> list[str]:
         """Return the names of the splits of a data set in a folder.
 
+        Args:
+            root: the folder.
+            dataset: its name, where the folder holds several.
+
         Raises:
             FileNotFoundError: the folder holds no data of this task; what was expected is said.
         """
@@ -95,6 +103,11 @@ class Task(ABC):
     def open(self, root: Root, split: str, dataset: str | None = None) -> Any:
         """Open a split.
 
+        Args:
+            root: the folder.
+            split: its name.
+            dataset: its name, where the folder holds several.
+
         Raises:
             FileNotFoundError, ValueError: it is not there, or its files are broken.
         """
@@ -102,15 +115,29 @@ class Task(ABC):
     def open_several(
         self, root: Root, splits: Sequence[str], dataset: str | None = None
     ) -> list[Any]:
-        """Open splits, where a task can, by reading large files once; errors as of `open`."""
+        """Open splits, where a task can, by reading large files once; errors as of `open`.
+
+        Args:
+            root: the folder.
+            splits: their names.
+            dataset: as for `open`.
+        """
         return [self.open(root, split, dataset) for split in splits]
 
     @abstractmethod
     def size(self, data: Any) -> str:
-        """Return how much a split holds, in words."""
+        """Return how much a split holds, in words.
+
+        Args:
+            data: what `open` returned.
+        """
 
     def judged_size(self, data: Any) -> str:
-        """Return how much of a split chooses a checkpoint, in words."""
+        """Return how much of a split chooses a checkpoint, in words.
+
+        Args:
+            data: what `open` returned.
+        """
         return self.size(data)
 
     # Training.
@@ -127,6 +154,9 @@ class Task(ABC):
         """Return the options of the head that the training data decide, such as its classes.
 
         Options that a recipe has already go before them.
+
+        Args:
+            data: the training split.
         """
         return {}
 
@@ -147,23 +177,46 @@ class Task(ABC):
     def check_words(self, processor: Processor, data: Any) -> None:
         """Refuse words of which the tokenizer knows nothing, before one of them ends the run.
 
+        Args:
+            processor: of the model.
+            data: whose words are read.
+
         Raises:
             ValueError: there are such words.
         """
 
     @abstractmethod
     def items(self, recipe: Recipe, data: Any) -> int:
-        """Return how many items an epoch has."""
+        """Return how many items an epoch has.
+
+        Args:
+            recipe: of the run.
+            data: the training split.
+        """
 
     @abstractmethod
     def schedule(self, recipe: Recipe, data: Any, length: int) -> Dataset[Any]:
-        """Return what a run of `length` items sees, item by item, fixed by the recipe's seed."""
+        """Return what a run of `length` items sees, item by item, fixed by the recipe's seed.
+
+        Args:
+            recipe: of the run.
+            data: the training split.
+            length: items of the whole run.
+        """
 
     @abstractmethod
     def collator(
         self, recipe: Recipe, model: BridgedModel, head: str, data: Any, cache: int
     ) -> Callable[[Sequence[Any]], dict[str, Any]]:
-        """Return what makes a batch of items: the arguments of `BridgedModel.forward`."""
+        """Return what makes a batch of items: the arguments of `BridgedModel.forward`.
+
+        Args:
+            recipe: of the run.
+            model: that is trained.
+            head: name of its head.
+            data: the training split.
+            cache: bytes of fitted pictures that are kept in memory.
+        """
 
     # Judging.
 
@@ -176,6 +229,12 @@ class Task(ABC):
         Further options are the task's own, with defaults; `bridger evaluate` offers "batch_size",
         "threshold" and "first_sentence" for the tasks that have them.
 
+        Args:
+            model: in any mode; it is judged in eval mode.
+            data: what `open` returned.
+            head: name of the model's head.
+            report: is told how far it is.
+
         Raises:
             ValueError: the head is of another task.
         """
@@ -183,9 +242,23 @@ class Task(ABC):
     def validate(
         self, model: BridgedModel, data: Any, head: str, *, report: Report | None = None
     ) -> Result:
-        """Judge a split in order to choose a checkpoint; arguments as of `evaluate`."""
+        """Judge a split in order to choose a checkpoint; arguments as of `evaluate`.
+
+        Args:
+            model: that is trained.
+            data: what `open` returned.
+            head: name of the model's head.
+            report: is told how far it is.
+        """
         return self.evaluate(model, data, head, report=report)
 
     @abstractmethod
     def draw(self, model: BridgedModel, data: Any, head: str, index: int) -> list[Image.Image]:
-        """Draw what the model says about one entry of a split, and what is true."""
+        """Draw what the model says about one entry of a split, and what is true.
+
+        Args:
+            model: that answers.
+            data: what `open` returned.
+            head: name of the model's head.
+            index: of the entry.
+        """

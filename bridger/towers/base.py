@@ -134,7 +134,11 @@ class Tower(ABC):
     @classmethod
     @abstractmethod
     def matches(cls, module: nn.Module) -> bool:
-        """Whether the module is of this family, or is a whole model that holds such a tower."""
+        """Whether the module is of this family, or is a whole model that holds such a tower.
+
+        Args:
+            module: what the user passed, without layers of peft around it.
+        """
 
     @abstractmethod
     def __init__(self, given: nn.Module) -> None:

@@ -48,6 +48,10 @@ class DenseProjection(nn.Module, ABC):
 
         Where these hold a BatchNorm's running statistics, it normalises by the batch in train
         mode, as in the tower's own forward, which has moved the statistics by this batch already.
+
+        Args:
+            path: dotted, below the module.
+            tensors: that stand in for the module's own, by name.
         """
         found: Any = view_with(self._held[0], tensors)
         if self.training:

@@ -72,19 +72,31 @@ class TextTower(Tower):
         return self.pad(input_ids, mask)
 
     def pad(self, input_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ids and the mask as the tower's forward takes them."""
+        """Return the ids and the mask as the tower's forward takes them.
+
+        Args:
+            input_ids: (B, L).
+            token_mask: (B, L) bool.
+        """
         return input_ids, token_mask
 
     def check_end(self, input_ids: Tensor) -> None:
         """Raise a ValueError where the tower could not find the end of a text by itself.
 
         Asked of texts that come with a mask. Towers that look for no end override it.
+
+        Args:
+            input_ids: (B, L).
         """
         self.default_mask(input_ids)
 
     @abstractmethod
     def default_mask(self, input_ids: Tensor) -> Tensor:
-        """Return the family's own mask (B, L) of real tokens; ValueError where a row has none."""
+        """Return the family's own mask (B, L) of real tokens; ValueError where a row has none.
+
+        Args:
+            input_ids: (B, L).
+        """
 
     @abstractmethod
     def call(self, input_ids: Tensor, token_mask: Tensor, tensors: Mapping[str, Tensor]) -> Any:
@@ -102,11 +114,22 @@ class TextTower(Tower):
         """
 
     def read_tokens(self, block: int, output: Any) -> Tensor:
-        """Return a block's state (B, L, C)."""
+        """Return a block's state (B, L, C).
+
+        Args:
+            block: index into `blocks`.
+            output: what the block returned.
+        """
         return state_of(output)
 
     def write_tokens(self, block: int, output: Any, tokens: Tensor) -> Any:
-        """Return a block's output with other tokens (B, L, C), in its container and dtype."""
+        """Return a block's output with other tokens (B, L, C), in its container and dtype.
+
+        Args:
+            block: index into `blocks`.
+            output: what the block returned; it is not written to.
+            tokens: of the output's shape.
+        """
         state = state_of(output)
         if tokens.shape != state.shape:
             raise ValueError(
@@ -117,11 +140,23 @@ class TextTower(Tower):
 
     @abstractmethod
     def tokens(self, last_state: Tensor, result: Any, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the tokens (B, L, `token_width`) after the final norm, unprojected."""
+        """Return the tokens (B, L, `token_width`) after the final norm, unprojected.
+
+        Args:
+            last_state: (B, L, C), the last block's.
+            result: what `call` returned.
+            tensors: adapter-owned tensors, as for `call`.
+        """
 
     @abstractmethod
     def sentence(self, tokens: Tensor, input_ids: Tensor, result: Any) -> Tensor:
-        """Return the sentence feature (B, `sentence_width`), projected, not normalised."""
+        """Return the sentence feature (B, `sentence_width`), projected, not normalised.
+
+        Args:
+            tokens: what the method `tokens` returned.
+            input_ids: (B, L).
+            result: what `call` returned.
+        """
 
     def _check_ids(self, input_ids: Tensor) -> None:
         if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.numel() == 0:

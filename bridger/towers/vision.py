@@ -34,7 +34,11 @@ class VisionTower(Tower):
         return {**super().describe(), "strides": strides, "joint_width": self.joint_width}
 
     def check_input(self, pixel_values: Tensor) -> None:
-        """Raise a ValueError unless these are pictures (B, 3, H, W) of a usable size."""
+        """Raise a ValueError unless these are pictures (B, 3, H, W) of a usable size.
+
+        Args:
+            pixel_values: what a user passed.
+        """
         if not isinstance(pixel_values, Tensor) or pixel_values.ndim != 4:
             shape = getattr(pixel_values, "shape", type(pixel_values).__name__)
             raise ValueError(f"pixel_values must be (B, 3, H, W), found {shown(shape)}")
@@ -57,12 +61,21 @@ class VisionTower(Tower):
 
     @abstractmethod
     def map_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the last block's map size (h, w) for pictures of that size."""
+        """Return the last block's map size (h, w) for pictures of that size.
+
+        Args:
+            image_size: (H, W) in pixels.
+        """
 
     def fit_positions(self, name: str, table: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return a position table for another picture size.
 
         Called for each of `position_names()`. Returning the table itself leaves it to the tower.
+
+        Args:
+            name: of the table, below `module`.
+            table: the tower's own, or the adapter's.
+            image_size: (H, W) in pixels.
         """
         return table
 
@@ -88,11 +101,22 @@ class VisionTower(Tower):
 
     @abstractmethod
     def run(self, module: Any, pixel_values: Tensor) -> Any:
-        """Call the module, or a view of it, in the family's way."""
+        """Call the module, or a view of it, in the family's way.
+
+        Args:
+            module: the tower's, or a view of it.
+            pixel_values: (B, 3, H, W).
+        """
 
     @abstractmethod
     def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
-        """Return a block's state as a map (B, C, H, W), row-major, without class tokens."""
+        """Return a block's state as a map (B, C, H, W), row-major, without class tokens.
+
+        Args:
+            block: index into `blocks`.
+            output: what the block returned.
+            image_size: (H, W) in pixels.
+        """
 
     @abstractmethod
     def write_map(self, block: int, output: Any, new_map: Tensor) -> Any:
@@ -110,7 +134,11 @@ class VisionTower(Tower):
 
     @abstractmethod
     def pooled(self, result: Any) -> Tensor | None:
-        """Return the tower's own pooled image feature (B, `pooled_width`) from `call`'s result."""
+        """Return the tower's own pooled image feature (B, `pooled_width`) from `call`'s result.
+
+        Args:
+            result: what `call` returned.
+        """
 
     def dense_projection(self, connect: bool = False) -> DenseProjection | None:
         """Return a new module that makes the last map dense, or None where there is no recipe.
@@ -143,11 +171,20 @@ class TokenVisionTower(VisionTower):
     prefix: int
 
     def map_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid of whole patches."""
+        """Return the grid of whole patches.
+
+        Args:
+            image_size: (H, W) in pixels.
+        """
         return image_size[0] // self.patch, image_size[1] // self.patch
 
     def block_grid(self, block: int, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return a block's grid, which is the last one's unless blocks merge tokens."""
+        """Return a block's grid, which is the last one's unless blocks merge tokens.
+
+        Args:
+            block: index into `blocks`.
+            image_size: (H, W) in pixels.
+        """
         return self.map_grid(image_size)
 
     def read_map(self, block: int, output: Any, image_size: tuple[int, int]) -> Tensor:
