@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from bridger.tasks import Task
 
 ADAPTER = "a folder, the Hub's USER/NAME[@REVISION], or tiny or tiny-heads: those in the package"
@@ -18,7 +23,7 @@ def add_towers_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--towers",
         metavar="NAME",
-        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL, "
+        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL[@REVISION], "
         "etris:FILE[@WORDS], or VISION,TEXT with timm:MODEL and torchvision:MODEL for vision too "
         "(default: what the adapter says)",
     )
@@ -34,23 +39,93 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def device_of(name: str) -> Any:
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that makes heads, tasks and towers of the user's own known."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE|FILE.py",
+        help="import this first: it registers a head, a task or a family of towers of your own; "
+        "may be given often",
+    )
+
+
+def import_own(args: argparse.Namespace) -> None:
+    """Import what `--import` names; of a verb without that option, nothing.
+
+    Modules are looked for in the working folder too, and a file may import those beside it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: there is no such module, or another one has the file's name.
+    """
+    for name in getattr(args, "imports", ()):
+        path = Path(name).resolve()
+        is_file = path.suffix == ".py"
+        if is_file and not path.is_file():
+            raise FileNotFoundError(f"--import {name}: there is no such file")
+        place = str(path.parent if is_file else Path.cwd())
+        if place not in sys.path:
+            sys.path.insert(0, place)
+        try:
+            module = importlib.import_module(path.stem if is_file else name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"--import {name}: {error}") from error
+        if is_file and Path(module.__file__ or "").resolve() != path:
+            raise ImportError(
+                f"--import {name}: {module.__file__ or 'a part of Python'} has the same name and "
+                f"was there before: give the file another one"
+            )
+
+
+def device_of(name: str) -> torch.device:
     """Return torch's device of a name.
+
+    Args:
+        name: as `add_device_option` takes it.
 
     Raises:
         ValueError: there is no such device here.
     """
     import torch
 
+    there = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return torch.device("cpu") if there is None else there
+    known = ["cpu"]
+    if there is not None:
+        known += [
+            there.type,
+            *(f"{there.type}:{i}" for i in range(torch.accelerator.device_count())),
+        ]
+    if name not in known:
         raise ValueError(
-            f"--device {name}: torch has no such device here ({str(error).splitlines()[0]})"
-        ) from error
+            f"--device {name}: there is no such device here; there is {', '.join(known)}"
+        )
+    return torch.device(name)
+
+
+def trains_on_cpu(name: str) -> bool:
+    """Whether a run of training is to use the CPU; if not, transformers' Trainer takes the GPU.
+
+    Args:
+        name: as `add_device_option` takes it.
+
+    Raises:
+        ValueError: there is no such device, or the Trainer would take another one.
+    """
+    device = device_of(name)
+    index = name.partition(":")[2]
+    if index and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"--device {name}: of several processes each takes its own: say auto")
+    if index not in ("", "0"):
+        raise ValueError(
+            f"--device {name}: training takes the first GPU that it sees: set "
+            f"CUDA_VISIBLE_DEVICES={index} and say {device.type}"
+        )
+    return device.type == "cpu"
 
 
 def add_head_option(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +136,31 @@ def add_head_option(parser: argparse.ArgumentParser) -> None:
         help="which of the adapter's heads, by its name there or by what it is, such as detection "
         "(default: the only one)",
     )
+
+
+def find(name: str, args: argparse.Namespace) -> Path:
+    """Return the folder of an adapter; errors call it by the name that was typed.
+
+    Args:
+        name: as the user typed it, see `ADAPTER`.
+        args: remembers which folder it is.
+
+    Raises:
+        FileNotFoundError, OSError: see `bridger.hub.find_adapter`.
+    """
+    from bridger.hub import find_adapter
+
+    folder = find_adapter(name)
+    if folder != Path(name):
+        args.typed = {**getattr(args, "typed", {}), str(folder): name}
+    return folder
+
+
+def named_as_typed(message: str, args: argparse.Namespace) -> str:
+    """Replace folders in a message by what the user typed: a cache's path tells nobody anything."""
+    for folder, name in getattr(args, "typed", {}).items():
+        message = message.replace(folder, name)
+    return message
 
 
 def head_in(adapter: Path, asked: str | None) -> tuple[str, str]:

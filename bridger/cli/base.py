@@ -1,8 +1,11 @@
 """What the verbs share: how they are declared, argument types, how figures are shown.
 
-A verb is a module with `HELP` and `EXAMPLES` (texts), `register(parser)`, which adds its
-arguments, and `run(args)`, which does the work and returns what `--json` writes. Heavy imports
-stand inside `run`, so that `--help` is quick. A group of verbs is a package of such modules.
+A verb is a module with `HELP` (one line of at most 60 characters), `ABOUT` (what else a newcomer
+wants to know) where that is not all, `EXAMPLES`, `register(parser)`, which adds its arguments, and
+`run(args)`, which does the work and returns what `--json` writes. Heavy imports stand inside `run`,
+so that `--help` is quick. A group of verbs is a package of such modules.
+
+Results go to stdout by `say`; progress by `Counter`, warnings and errors by `complain` to stderr.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, TextIO
 
 
 def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
@@ -24,23 +27,46 @@ def add_verb(verbs: Any, name: str, module: ModuleType) -> None:
     A verb that is a group has `VERBS`, modules by name, in place of `register` and `run`. A verb
     whose last argument are words sets `trailing` to its name; see `bridger.cli.main.parse`.
     """
+    group: Mapping[str, ModuleType] | None = getattr(module, "VERBS", None)
+    about = ["", module.ABOUT] if hasattr(module, "ABOUT") else []
     parser = verbs.add_parser(
         name,
-        help=module.HELP,
-        description=module.HELP[0].upper() + module.HELP[1:] + ".",
-        epilog="examples:\n" + module.EXAMPLES,
+        description="\n".join([f"{module.HELP[0].upper()}{module.HELP[1:]}.", *about]),
+        epilog=f"{list_of(group) if group else ''}examples:\n{module.EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if hasattr(module, "VERBS"):
-        inner = parser.add_subparsers(metavar="WHAT", required=True)
-        for verb, submodule in module.VERBS.items():
-            add_verb(inner, verb, submodule)
+    if group:
+        add_verbs(parser, group, "WHAT")
         return
     module.register(parser)
     common = parser.add_argument_group("for scripts")
-    common.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
+    common.add_argument(
+        "--json",
+        metavar="FILE",
+        type=Path,
+        help="write the results as JSON; - for stdout, where nothing else is written then",
+    )
     common.add_argument("--debug", action="store_true", help="show errors with their traceback")
-    parser.set_defaults(run=module.run, prog=parser.prog)
+    parser.set_defaults(run=module.run, parser=parser)
+
+
+def add_verbs(
+    parser: argparse.ArgumentParser, verbs: Mapping[str, ModuleType], metavar: str
+) -> None:
+    """Add the parsers of verbs; `list_of` lists them in the parser's epilog."""
+    parser.usage = f"{parser.prog} [-h] {metavar} ..."
+    inner = parser.add_subparsers(
+        prog=parser.prog, metavar=metavar, required=True, help=argparse.SUPPRESS
+    )
+    for name, module in verbs.items():
+        add_verb(inner, name, module)
+
+
+def list_of(verbs: Mapping[str, ModuleType]) -> str:
+    """Return a line of help for each verb."""
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}}  {module.HELP}\n" for name, module in verbs.items()]
+    return "".join(["verbs:\n", *lines, "\n"])
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -139,16 +165,44 @@ def check_picture(path: Path) -> None:
         )
 
 
-def write_json(path: Path | None, result: Any) -> None:
-    """Write what `--json` asks for."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2, default=str) + "\n")
+def to_stdout(path: Path | None) -> bool:
+    """Whether `--json` names stdout."""
+    return str(path) == "-"
+
+
+def write_json(args: argparse.Namespace, result: Any) -> None:
+    """Write what `--json` asks for; `args.stdout` is the process's own."""
+    if args.json is None:
+        return
+    text = json.dumps(result, indent=2, default=str)
+    if to_stdout(args.json):
+        print(text, file=args.stdout, flush=True)
+    else:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(f"{text}\n")
 
 
 def say(*lines: str) -> None:
     """Print lines for people, at once."""
     print(*lines, sep="\n", flush=True)
+
+
+def complain(line: str) -> None:
+    """Print a warning or an error on stderr, above a bar that is being drawn there."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        let_go(sys.stderr)
+
+
+def let_go(*streams: TextIO) -> None:
+    """Write to nowhere, since who read the output has gone; Python would complain at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
 
 
 def table(rows: Mapping[str, Mapping[str, float]], first: str = "split") -> list[str]:
@@ -173,30 +227,49 @@ def megabytes(count: int) -> str:
 
 
 class Counter:
-    """Says on stderr how far a long job is: in place on a terminal, else at every tenth.
+    """Says on stderr how far a long job is: by a bar on a terminal, else at every tenth.
 
     Args:
         name: of the job.
         headline: name of the figure that is told on the way.
     """
 
+    drawn: ClassVar[Any] = None
+    """The bar that is on the terminal; at most one is."""
+
     def __init__(self, name: str, headline: str = "mIoU") -> None:
         self.name, self.headline, self.shown = name, headline, -1
 
     def __call__(self, done: int, total: int, so_far: float = math.nan) -> None:
-        terminal = sys.stderr.isatty()
-        step = 100 * done // total if terminal else 10 * done // total
-        if step == self.shown:
-            return
-        self.shown = step
-        text = f"{self.name}: {done}/{total}"
-        if not math.isnan(so_far):
-            text += f", {self.headline} so far {100 * so_far:.1f}"
-        if terminal:
-            end = "\n" if done == total else " "  # which covers a longer line from before
-            print(f"\r{text}", end=end, file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        figure = "" if math.isnan(so_far) else f", {self.headline} so far {100 * so_far:.1f}"
+        if sys.stderr.isatty():
+            self._draw(done, total, figure)
+        elif (step := 10 * done // total) != self.shown:
+            self.shown = step
+            print(f"{self.name}: {done}/{total}{figure}", file=sys.stderr, flush=True)
+
+    @classmethod
+    def end(cls) -> None:
+        """Leave the bar as it is, and go to the next line: the job is done, or was broken off."""
+        if cls.drawn is not None:
+            cls.drawn.close()
+            Counter.drawn = None
+
+    def _draw(self, done: int, total: int, figure: str) -> None:
+        from tqdm import tqdm
+
+        if self.shown < 0:
+            layout = "{desc}: {n_fmt}/{total_fmt}{postfix} |{bar}| {elapsed}"
+            self.end()
+            Counter.drawn = tqdm(
+                total=total, desc=self.name, bar_format=layout, dynamic_ncols=True, leave=True
+            )
+        self.shown = done
+        self.drawn.set_postfix_str(figure.removeprefix(", "), refresh=False)
+        self.drawn.update(done - self.drawn.n)
+        if done == total:
+            self.drawn.refresh()
+            self.end()
 
 
 def one_line(parts: Iterable[str]) -> str:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.adapters import add_towers_option
-from bridger.cli.base import megabytes, say, whole
+from bridger.cli.adapters import ADAPTER, add_import_option, add_towers_option, find
+from bridger.cli.base import check_writable, megabytes, say, whole
 
 HELP = "turn released ETRIS checkpoints into adapters, and back"
 EXAMPLES = """\
@@ -18,13 +18,25 @@ EXAMPLES = """\
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("source", type=Path, metavar="CKPT", help="a .pth file, or an adapter")
-    parser.add_argument("target", type=Path, metavar="DIR", help="an adapter's folder, or a file")
+    parser.add_argument(
+        "source", metavar="CKPT|ADAPTER", help=f"a .pth file; with --to-etris an adapter: {ADAPTER}"
+    )
+    parser.add_argument(
+        "target",
+        type=Path,
+        metavar="OUT",
+        help="becomes an adapter's folder; with --to-etris a .pth file",
+    )
     parser.add_argument("--to-etris", action="store_true", help="from an adapter to a .pth file")
     parser.add_argument(
-        "--word-length", type=whole(1), default=17, metavar="N", help="tokens (default: 17)"
+        "--word-length",
+        type=whole(1),
+        default=17,
+        metavar="N",
+        help="tokens of a text, which checkpoints do not tell: 17, or 22 for G-Ref (default: 17)",
     )
     add_towers_option(parser)
+    add_import_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,7 +48,7 @@ def _from_etris(args: argparse.Namespace) -> dict[str, Any]:
     from bridger import etris
     from bridger.adapter_files import WEIGHTS_FILE
 
-    if not args.source.is_file():
+    if not Path(args.source).is_file():
         raise FileNotFoundError(f"there is no checkpoint file {args.source}")
     model = etris.load(args.source, word_length=args.word_length)
     model.save_pretrained(args.target)
@@ -52,7 +64,8 @@ def _from_etris(args: argparse.Namespace) -> dict[str, Any]:
 def _to_etris(args: argparse.Namespace) -> dict[str, Any]:
     from bridger import BridgedModel, etris
 
-    model = BridgedModel.from_pretrained(args.source, towers=args.towers)
+    check_writable(args.target)
+    model = BridgedModel.from_pretrained(find(args.source, args), towers=args.towers)
     args.target.parent.mkdir(parents=True, exist_ok=True)
     etris.save(model, args.target)
     say(f"wrote {args.target} ({megabytes(args.target.stat().st_size)})")

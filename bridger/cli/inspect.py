@@ -6,12 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.adapters import ADAPTER
+from bridger.cli.adapters import ADAPTER, add_import_option, find
 from bridger.cli.base import megabytes, say, whole
 
-HELP = "say what an adapter is and how large its parts are, or where two towers would meet"
+HELP = "say what an adapter is, or where two towers would meet"
+ABOUT = """\
+Of an adapter: its towers, stages, Bridgers and heads, and how large its parts
+are; the towers are not loaded. Of two towers: the blocks that Bridgers would
+join, their widths and maps, and how many parameters would be trained.
+"""
 EXAMPLES = """\
   bridger inspect my-adapter
+  bridger inspect tiny-heads
+  bridger inspect somebody/their-adapter@v1.0
   bridger inspect my-adapter --json adapter.json
   bridger inspect timm:convnext_base transformers:roberta-base --stages 3
   bridger inspect open_clip:ViT-B-16 open_clip:ViT-B-16 --size 416
@@ -34,6 +41,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="side of the pictures (default: the tower's)",
     )
+    add_import_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -47,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(args.what) == 1:
         if any(given is not None for given in (args.stages, args.bridgers, args.size)):
             raise ValueError("--stages, --bridgers and --size are for two towers, not an adapter")
-        return _adapter(args.what[0])
+        return _adapter(args.what[0], args)
     if len(args.what) == 2:
         return _towers(",".join(args.what), args)
     raise ValueError(f"expected an adapter, or a vision and a text tower, got {args.what}")
@@ -67,17 +75,16 @@ def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"towers": towers, "stages": encoder.stages}
 
 
-def _adapter(name: str) -> dict[str, Any]:
+def _adapter(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Read an adapter's folder; towers are not needed."""
     from bridger.adapter_files import WEIGHTS_FILE, read
-    from bridger.hub import find_adapter
     from bridger.named_towers.of_adapter import towers_of
 
-    adapter = find_adapter(name)
+    adapter = find(name, args)
     config, tensors = read(adapter)
     parts: dict[str, dict[str, int]] = {}
-    for name, tensor in tensors.items():
-        part = parts.setdefault(part_of(name), {"numbers": 0, "bytes": 0})
+    for tensor_name, tensor in tensors.items():
+        part = parts.setdefault(part_of(tensor_name), {"numbers": 0, "bytes": 0})
         part["numbers"] += tensor.numel()
         part["bytes"] += tensor.numel() * tensor.element_size()
     size = (adapter / WEIGHTS_FILE).stat().st_size
@@ -97,10 +104,10 @@ def _adapter(name: str) -> dict[str, Any]:
         say(f"  peft in the {tuned['side']} tower: {tuned['config']['peft_type']}")
     if encoder["trainable"]:
         say(f"  trained tower tensors: {', '.join(encoder['trainable'])}")
-    for name, head in config["heads"].items():
-        say(f"  head {name}: {head['type']} ({_options(head['config'])})")
-    for name, part in parts.items():
-        say(f"  {name:<16}{part['numbers']:>12,} numbers  {megabytes(part['bytes']):>10}")
+    for head_name, head in config["heads"].items():
+        say(f"  head {head_name}: {head['type']} ({_options(head['config'])})")
+    for part_name, part in parts.items():
+        say(f"  {part_name:<16}{part['numbers']:>12,} numbers  {megabytes(part['bytes']):>10}")
     towers = towers_of(adapter)
     say(f"  towers: {towers or 'unknown, name them with --towers'}")
     return {"config": config, "parts": parts, "bytes": size, "load_towers": towers}

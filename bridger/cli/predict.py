@@ -12,33 +12,47 @@ from bridger.cli.adapters import (
     ADAPTER,
     add_device_option,
     add_head_option,
+    add_import_option,
     add_towers_option,
+    device_of,
+    find,
     head_in,
     load_model,
 )
-from bridger.cli.base import check_picture, say, share, whole
+from bridger.cli.base import check_picture, complain, say, share, whole
 
 if TYPE_CHECKING:
     from bridger.heads import Head
+    from bridger.predictions import ClassificationPrediction
     from bridger.texts import ClassName
 
-HELP = "find what words mean in a picture: masks, boxes or classes, as the adapter's head does"
+HELP = "find what words mean in a picture: masks, boxes or classes"
+ABOUT = """\
+The default adapter knows small composed scenes, not photographs (`bridger data
+picture` makes one to try); tiny-heads finds boxes, regions and classes in them.
+Writes masks and label maps to --out, a picture to look at to --overlay.
+"""
 EXAMPLES = """\
   bridger predict picture.jpg "the owl on the left"
   bridger predict picture.jpg "the red car" "the drum" --out masks.png --overlay seen.png
   bridger predict picture.jpg "the dog" --adapter my-adapter --threshold 0.5
-  bridger predict picture.jpg dog cat --adapter detector --overlay seen.png --json boxes.json
+  bridger predict picture.jpg "the dog" --adapter somebody/their-adapter --device cpu
+  bridger predict picture.jpg owl drum --adapter tiny-heads --head detection --overlay seen.png
+  bridger predict picture.jpg dog cat --adapter detector --json -
   bridger predict street.jpg --adapter parser --classes classes.txt --window 512
 """
 FACTOR = 255  # of a mask's pixels, so that the file can be looked at
 MASKS, LABELS = "referring_segmentation", "semantic_segmentation"
+CLASSES = "classification"
+RUNNERS_UP = 4
+"""How many classes are told behind those that were found."""
 FILES = {MASKS: Path("mask.png"), LABELS: Path("labels.png")}
 """What is written where --out says nothing; other heads write no file of their own."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="a file that Pillow reads")
     parser.add_argument(
         "words",
         nargs="*",
@@ -82,16 +96,17 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     add_towers_option(parser)
     add_device_option(parser)
+    add_import_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Predict, write the files, and say what was found and how long it took."""
     from bridger.heads import get_head
-    from bridger.hub import find_adapter
 
     if not args.image.is_file():
         raise FileNotFoundError(f"there is no picture {args.image}")
-    adapter = find_adapter(args.adapter)
+    device_of(args.device)  # before anything is downloaded
+    adapter = find(args.adapter, args)
     head, registered = head_in(adapter, args.head)
     words = _words(get_head(registered), registered, args)
     options = _options(get_head(registered), registered, args)
@@ -112,8 +127,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     about = _write(registered, result, outs, args)
     ends = [*list(times.values())[1:], time.monotonic()]
     seconds = {name: end - times[name] for name, end in zip(times, ends, strict=True)}
-    found = result.found()
-    say(*(f"{part['words']}: {_describe(part)}" for part in found) if found else ["nothing found"])
+    found = result.found() if hasattr(result, "found") else result
+    say(*_told(found))
+    if registered == CLASSES:
+        about = {"ranked": _tell_ranks(result)}
     if outs:
         say("wrote " + ", ".join(map(str, outs)))
     say(", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
@@ -189,6 +206,10 @@ def _write(
         Image.fromarray(numbers).save(outs[0])
         about = {"classes": list(result.names), "background": background}
     if args.overlay is not None:
+        if not hasattr(result, "overlay"):
+            raise ValueError(
+                f"--overlay means nothing for {registered}, whose results draw nothing"
+            )
         captions = [result.names] if registered == MASKS else []
         result.overlay(args.image, *captions).save(args.overlay)
     return about
@@ -203,6 +224,28 @@ def _numbers(result: Any) -> tuple[Any, int]:
     kind = np.uint8 if len(result.names) <= np.iinfo(np.uint8).max else np.uint16
     background = int(np.iinfo(kind).max)
     return np.where(result.labels == BACKGROUND, background, result.labels).astype(kind), background
+
+
+def _told(found: Any) -> list[str]:
+    """Return what was found in words; a head of the user's own may return what it likes."""
+    if not isinstance(found, list) or not all("words" in part for part in found):
+        return [str(found)]
+    return [f"{part['words']}: {_describe(part)}" for part in found] or ["nothing found"]
+
+
+def _tell_ranks(result: ClassificationPrediction) -> list[dict[str, Any]]:
+    """Say which classes come behind those found; return all of them, the most probable first."""
+    if len(result) == 1 and result.threshold is None:
+        complain(
+            f"bridger: warning: {result.label!r} is the only class that was asked about, so its "
+            f"score is 1 whatever the picture shows: name those to choose from, or none for the "
+            f"classes that the head was trained on"
+        )
+    ranked = [{"words": name, "score": score} for name, score in result.top(len(result))]
+    behind = ranked[len(result.found()) :][:RUNNERS_UP]
+    if behind:
+        say("behind: " + ", ".join(f"{part['words']} {part['score']:.2f}" for part in behind))
+    return ranked
 
 
 def _describe(part: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from bridger.cli.base import say
 if TYPE_CHECKING:
     from bridger.training import Recipe
 
-HELP = "list the recipes with the head that each trains, or print one whole"
+HELP = "list the recipes with what each trains, or print one whole"
 EXAMPLES = """\
   bridger recipes
   bridger recipes etris-vit-b16-refcoco

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bridger.cli.adapters import add_device_option, add_import_option, trains_on_cpu
 from bridger.cli.base import add_data_options, megabytes, say, whole
 from bridger.cli.recipes import find_recipe
 from bridger.cli.train_data import open_training
@@ -17,13 +19,19 @@ if TYPE_CHECKING:
     from bridger.training import Recipe
 
 HELP = "tune Bridgers and a head, by a recipe"
+ABOUT = """\
+Without RECIPE the embedded towers are tuned, which needs no GPU and no download;
+`bridger recipes` lists those for CLIP and others. What validates best is saved
+to --out, with the recipe beside it. Ctrl-C saves; --resume goes on.
+"""
 EXAMPLES = """\
   bridger train --data scenes --out my-adapter
   bridger train --data scenes --out my-adapter --resume
   bridger train --data scenes --out alone --steps 500 --set bridgers=null
   bridger train etris-vit-b16-refcoco --data coco --out vit --set precision=bf16
   bridger train --head detection --data boxes --out detector
-  bridger train mine.json --data my-folder --out mine
+  bridger train mine.json --data my-folder --out mine --device cpu
+  bridger train --import my_head.py --head my_head --data my-folder --out mine
   torchrun --nproc-per-node 2 -m bridger train etris-r50-refcoco --data coco --out r50
 """
 REFERRING = "referring_segmentation"
@@ -42,16 +50,20 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--head",
         metavar="NAME",
         help="what is trained: referring_segmentation, referring_comprehension, "
-        "semantic_segmentation, detection or classification (default: what the recipe says, else "
-        "referring_segmentation)",
+        "semantic_segmentation, detection, classification, or one of your own (default: what the "
+        "recipe says, else referring_segmentation)",
     )
     add_data_options(parser)
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="becomes the adapter's folder"
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=whole(1), metavar="N", help="updates")
-    length.add_argument("--epochs", type=whole(1), metavar="N", help="in place of steps")
+    length.add_argument(
+        "--steps", type=whole(1), metavar="N", help="updates (default: as the recipe has it)"
+    )
+    length.add_argument(
+        "--epochs", type=whole(1), metavar="N", help="times through the data, in place of steps"
+    )
     parser.add_argument("--seed", type=whole(0), metavar="S", help="of everything drawn by chance")
     parser.add_argument(
         "--set",
@@ -84,6 +96,8 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in --out"
     )
+    add_device_option(parser)
+    add_import_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -92,19 +106,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bridger.tasks import get_task
     from bridger.training.run import has_checkpoint, train
 
+    use_cpu = trains_on_cpu(args.device)
     recipe = recipe_from(args)
     training, validation = open_training(recipe, args.data, args.validation, args.split)
     say(f"training on {training.name} {training.split}: {get_task(recipe.task).size(training)}")
     started = time.monotonic()
     try:
-        model = train(recipe, training, args.out, validation=validation, resume=args.resume)
+        model = train(
+            recipe,
+            training,
+            args.out,
+            validation=validation,
+            resume=args.resume,
+            use_cpu=use_cpu,
+        )
     except KeyboardInterrupt as interruption:
         if not has_checkpoint(args.out):
             raise KeyboardInterrupt("before anything was trained") from interruption
-        given = {"--split": args.split, "--validation": args.validation}
-        asked = "".join(f" {option} {split}" for option, split in given.items() if split)
-        verb = f"bridger train --data {args.data} --out {args.out}{asked} --resume"
-        message = f"go on with `{verb}`"
+        message = f"go on with `{_resuming(args)}`"
         raise KeyboardInterrupt(message) from interruption
     model.print_trainable_parameters()
     size = (args.out / WEIGHTS_FILE).stat().st_size
@@ -113,6 +132,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"next: bridger evaluate {args.out} --data {args.data}",
     )
     return {"adapter": str(args.out), "bytes": size, "recipe": recipe.to_dict()}
+
+
+def _resuming(args: argparse.Namespace) -> str:
+    """Return the command that goes on: its recipe lies in --out."""
+    given = {"--split": args.split, "--validation": args.validation}
+    if args.device != "auto":
+        given["--device"] = args.device
+    options = [word for option, value in given.items() if value for word in (option, value)]
+    options += [word for name in args.imports for word in ("--import", name)]
+    words = ["bridger", "train", "--data", args.data, "--out", args.out, *options, "--resume"]
+    return shlex.join(map(str, words))
 
 
 def recipe_from(args: argparse.Namespace) -> Recipe:

@@ -37,6 +37,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     workers: int | None = None,
+    use_cpu: bool = False,
 ) -> BridgedModel:
     """Train an adapter; what validates best is saved to `out`, with the recipe beside it.
 
@@ -54,6 +55,7 @@ def train(
         workers: processes that prepare batches, for each process that trains. They do not change
             what is learned. By default none on the CPU, which has enough to do, and beside a GPU
             up to four.
+        use_cpu: train on the CPU where there is a GPU too.
 
     Returns:
         The model as saved, in eval mode.
@@ -71,7 +73,15 @@ def train(
         split.require_pictures()
     recipe = recipe.with_head_options(task.head_options(data))
     task.check(recipe, data, validation)
-    args = _arguments(recipe, task.items(recipe, data), out, validation is not None, quiet, workers)
+    args: TrainingArguments = recipe.arguments(
+        out / CHECKPOINTS,
+        items=task.items(recipe, data),
+        evaluate=validation is not None,
+        disable_tqdm=quiet,
+        # Without it, processes on CPUs do not find each other.
+        use_cpu=use_cpu or not torch.accelerator.is_available(),
+    )
+    args.dataloader_num_workers = _workers(args) if workers is None else workers
     _prepare(out, recipe, resume)
     model = recipe.build(*load_towers(recipe.towers))
     try:
@@ -120,21 +130,6 @@ def _prepare(out: Path, recipe: Recipe, resume: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
         remove_unfinished(out / CHECKPOINTS)
         recipe.save(out / RECIPE_FILE)
-
-
-def _arguments(
-    recipe: Recipe, items: int, out: Path, evaluate: bool, quiet: bool, workers: int | None
-) -> TrainingArguments:
-    args: TrainingArguments = recipe.arguments(
-        out / CHECKPOINTS,
-        evaluate=evaluate,
-        items=items,
-        disable_tqdm=quiet,
-        # Without it, processes on CPUs do not find each other.
-        use_cpu=not torch.accelerator.is_available(),
-    )
-    args.dataloader_num_workers = _workers(args) if workers is None else workers
-    return args
 
 
 def _make_trainer(

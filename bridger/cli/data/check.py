@@ -13,22 +13,24 @@ from bridger.cli.data.scenes import LABELLED, REFERRING
 if TYPE_CHECKING:
     from bridger.data.check_report import DataReport, Finding, SplitCounts
 
-HELP = "say what is in a folder of data, and find what is wrong with it; exit code 1 then"
+HELP = "say what a folder of data holds, and what is wrong with it"
+ABOUT = "Exit code 1 where something is wrong; what is merely worth knowing is a note."
 EXAMPLES = """\
   bridger data check my-data
   bridger data check my-data --sheet sheet.png --json report.json
   bridger data check coco --dataset refcoco refcocog
   bridger data check coco --task detection --quick
 
-a folder of referring expressions of your own has a file for every split, DIR/train.jsonl and
-DIR/val.jsonl at least, with lines such as
-  {"image": "pictures/a.jpg", "sentence": "the dog on the left", "mask": "masks/a.png"}
-"sentences": ["...", "..."] says several things of one object; in place of "mask" there can be
-"polygons": [[x0, y0, x1, y1, ...]], "box": [x0, y0, x1, y1], COCO's "segmentation", or "none": true
+a folder of referring expressions of your own has a file for every split,
+DIR/train.jsonl and DIR/val.jsonl at least, with lines such as
+  {"image": "a.jpg", "sentence": "the dog on the left", "mask": "masks/a.png"}
+"sentences": ["...", "..."] says several things of one object; in place of "mask"
+there can be "polygons": [[x0, y0, x1, y1, ...]], "box": [x0, y0, x1, y1], COCO's
+"segmentation", or "none": true
 
-other tasks: label maps in DIR/labels/train beside DIR/images/train, COCO's JSON files in
-DIR/annotations, or a folder for each class in DIR/train; `--task NAME` on an empty folder tells all
-layouts of a task
+other tasks: label maps in DIR/labels/train beside DIR/images/train, COCO's JSON
+files in DIR/annotations, or a folder for each class in DIR/train; `--task NAME`
+on an empty folder tells all layouts of a task
 """
 
 
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         _draw(args, report)
     if report.problems:
         # The report is of more use with what is wrong in it than without.
-        write_json(args.json, report.to_dict())
+        write_json(args, report.to_dict())
         kinds = len(report.problems)
         found = "one kind of problem" if kinds == 1 else f"{kinds} kinds of problems"
         raise ValueError(f"{found} in {args.data}: see above")

@@ -9,7 +9,11 @@ from typing import Any
 
 from bridger.cli.base import Counter, say
 
-HELP = "write a data set as JSON Lines, which open fast and can be edited by hand"
+HELP = "write referring expressions as JSON Lines"
+ABOUT = """\
+A file for every split, which opens fast and can be edited by hand: the format
+of data of your own (`bridger data check --help`). Pictures stay where they are.
+"""
 EXAMPLES = """\
   bridger data convert refcoco lines
   bridger data convert coco lines --dataset refcocog/google
