@@ -79,5 +79,5 @@ def attach_bridgers(
         connect=connect,
         word_length=word_length,
     )
-    encoder.tower_source = source_of(vision_model, text_model)
+    encoder.tower_source = source_of(vision, text)
     return encoder

@@ -27,6 +27,7 @@ from bridger.bridgers import BridgerConfig
 from bridger.heads import ReferringSegmentationHead
 from bridger.model import BridgedModel
 from bridger.processing import Processor
+from bridger.tower_source import remember
 
 IMAGE_SIZE = 416
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -40,7 +41,8 @@ def load(path: str | os.PathLike[str], word_length: int = 17, **options: Any) ->
 
     Args:
         path: the file, with the state dict alone or with optimiser and scheduler beside it.
-        word_length: see `from_state_dict`, as are the options.
+        word_length: tokens of a text, see `from_state_dict`.
+        **options: of `from_state_dict`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,15 +59,23 @@ def load(path: str | os.PathLike[str], word_length: int = 17, **options: Any) ->
             f"train.py writes, whole and unpacked ({type(error).__name__}: {error})"
         ) from error
     try:
-        return from_state_dict(loaded, word_length, **options)
+        model = from_state_dict(loaded, word_length, **options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    model.tower_source = f"etris:{os.path.abspath(path)}@{word_length}"
+    for tower in (model.encoder.vision, model.encoder.text):
+        remember(tower.module, model.tower_source)
+    return model
 
 
 def save(model: BridgedModel, path: str | os.PathLike[str]) -> None:
     """Write `{"state_dict": to_state_dict(model)}`, which the released test.py reads.
 
     The file appears whole or not at all.
+
+    Args:
+        model: see `to_state_dict`.
+        path: of the file to write.
     """
     with replacing(Path(path)) as partial:
         torch.save({"state_dict": to_state_dict(model)}, partial)

@@ -123,11 +123,13 @@ def _open_clip_words(module: nn.Module) -> Sentences | None:
 
 
 def _transformers_pictures(module: Any) -> Pictures | None:
-    if (name := _transformers_name(module)) is None:
+    if (folder := _checkpoint_of(module)) is None:
         return None
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(name, local_files_only=True)
+    from bridger.words import OWN_FILES_ALONE
+
+    processor = AutoImageProcessor.from_pretrained(folder, **OWN_FILES_ALONE)
     mean, std = processor.image_mean, processor.image_std
     config = getattr(module.config, "vision_config", module.config)
     size = config.image_size
@@ -135,17 +137,28 @@ def _transformers_pictures(module: Any) -> Pictures | None:
 
 
 def _transformers_words(module: Any) -> Sentences | None:
-    if (name := _transformers_name(module)) is None:
+    if (folder := _checkpoint_of(module)) is None:
         return None
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    from bridger.words import OWN_FILES_ALONE
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, **OWN_FILES_ALONE)
     config = getattr(module.config, "text_config", module.config)
     limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
     known = [limit for limit in limits if limit is not None and limit < LONGEST_GUESS]
     return Sentences(tokenizer, min(known)) if known else None
 
 
-def _transformers_name(module: nn.Module) -> str | None:
-    has_config = hasattr(module, "config")
-    return (getattr(module, "name_or_path", None) or None) if has_config else None
+def _checkpoint_of(module: Any) -> str | None:
+    """Return the folder that a model of transformers was loaded from, if it is on this machine.
+
+    The library is given folders alone: for a name it asks the Hub, whatever it is told.
+    """
+    from bridger.hub_cache import model_folder
+
+    name = getattr(module, "name_or_path", None) if hasattr(module, "config") else None
+    if not name:
+        return None
+    folder = model_folder(name, getattr(module.config, "_commit_hash", None))
+    return None if folder is None else str(folder)

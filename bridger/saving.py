@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bridger import checkpoint, head_files, hub
 from bridger._etris_layout import ReleasedLayout
 from bridger.managed_heads import ManagedHeads
+from bridger.named_towers.names import check_name
 from bridger.named_towers.of_adapter import load_towers_of
 from bridger.processing import Processor
 from bridger.towers import TextTower, VisionTower
@@ -31,13 +32,16 @@ class SavedModel(ManagedHeads):
         """The name by which `bridger.load_towers` makes the towers; saved with the adapter.
 
         It is known for towers that came from there, and for models of transformers that were
-        loaded by a name. Set it for others, so that `from_pretrained(folder)` needs no towers.
+        loaded by a name and are as they were loaded. Set it for others, so that
+        `from_pretrained(folder)` needs no towers: `model.tower_source =
+        "open_clip:ViT-B-16:laion2b_s34b_b88k"`. A name of another form is a ValueError; whether
+        it makes these towers is not tried.
         """
         return self.encoder.tower_source
 
     @tower_source.setter
     def tower_source(self, name: str | None) -> None:
-        self.encoder.tower_source = name
+        self.encoder.tower_source = None if name is None else check_name(name)
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Return what is saved: Bridgers, heads, the adapter's tower tensors, peft's layers."""

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+from bridger.towers.base import Tower, unwrap
+from bridger.transformers_source import transformers_name
+
+_names: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
-def remember(module: nn.Module, name: str) -> None:
-    """Note under which name one tower was loaded."""
+def remember(module: nn.Module, name: str | None) -> None:
+    """Note under which name a model was loaded; None: that none makes it again."""
     _names[module] = name
 
 
-def source_of(vision: Any, text: Any) -> str | None:
+def forget(tower: Tower) -> None:
+    """Note that a tower has other weights than those it was loaded with."""
+    for module in (tower.given, unwrap(tower.given), tower.module):
+        remember(module, None)
+
+
+def source_of(vision: Tower, text: Tower) -> str | None:
     """Return the name of a pair of towers, or None where that of one side is not known.
 
-    Known are towers of `bridger.load_towers` and `bridger.load_tiny_clip`, and models of
-    transformers that were loaded by a name.
-
-    Args:
-        vision: a module, or a tower around one.
-        text: likewise.
+    Known are models of `bridger.load_towers`, `bridger.load_tiny_clip` and `bridger.etris.load`,
+    and models of transformers that were loaded by a name, whatever peft has put around or into
+    them. Other libraries keep no name. Neither do copies of models, but for transformers'.
     """
-    sides = [_name_of(getattr(side, "module", side)) for side in (vision, text)]
+    sides = [_name_of(side) for side in (vision, text)]
     if sides[0] is None or sides[1] is None:
         return None
     return sides[0] if sides[0] == sides[1] else f"{sides[0]},{sides[1]}"
 
 
-def _name_of(module: nn.Module) -> str | None:
-    if module in _names:
-        return _names[module]
-    config = getattr(module, "config", None)
-    name = getattr(module, "name_or_path", None) if config is not None else None
-    if not name:
-        return None
-    revision = getattr(config, "_commit_hash", None)
-    return f"transformers:{name}" + (f"@{revision}" if revision else "")
+def _name_of(tower: Tower) -> str | None:
+    given = unwrap(tower.given)
+    return _names[given] if given in _names else transformers_name(given, tower.module)

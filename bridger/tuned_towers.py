@@ -25,6 +25,7 @@ from bridger.tower_peft import (
     running_layers,
     trial_inputs,
 )
+from bridger.tower_source import forget
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, Tower, VisionTower
 
@@ -105,6 +106,9 @@ class TunedTowers(HalfTowers):
         own = {name: m for name, _, m in own_modules(self.towers) if m in held}
         merge_peft(parts)
         self.before_peft.clear()
+        self.tower_source = None
+        for side in self._sides().values():
+            forget(side)
         # Copies of whole layers that peft has trained take over what their originals had.
         copies = {name: m for name, _, m in own_modules(self.towers) if m not in held}
         hold(copies.values(), flags_before(own[name] for name in copies))

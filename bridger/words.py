@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 TOKENIZER_FOLDER = "tokenizer"
+OWN_FILES_ALONE = {"local_files_only": True, "trust_remote_code": False}
+"""How transformers reads a folder: it neither asks the Hub nor runs code that lies there."""
 OPEN_CLIP_VOCABULARY = 49408
 """Size of the vocabulary of OpenAI's CLIP, which open_clip ships."""
 
@@ -26,12 +28,14 @@ class Words(ABC):
 
     Attributes:
         kind: the name under which it is saved.
+        options: what may stand beside its files.
         pad_id: what stands behind the end of a sentence.
         special_ids: ids that stand for no words: start, end, padding.
         unknown_id: what stands for every word that it does not know; None: it knows all.
     """
 
     kind: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
     pad_id: int
     special_ids: frozenset[int]
     unknown_id: int | None = None
@@ -140,13 +144,14 @@ class TransformersWords(Words):
     @classmethod
     def load(cls, folder: Path, options: Mapping[str, Any]) -> TransformersWords:
         """Read the tokenizer's files; nothing is downloaded."""
-        return cls(_read_transformers(folder, **options))
+        return cls(_read_transformers(folder))
 
 
 class OpenClipWords(Words):
     """open_clip's `SimpleTokenizer`, saved by its options: the vocabulary comes with open_clip."""
 
     kind = "open_clip"
+    options = ("clean", "additional_special_tokens", "context_length")
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -185,6 +190,7 @@ class OpenClipTransformersWords(TransformersWords):
     """open_clip's `HFTokenizer`: a tokenizer of transformers behind open_clip's cleaning."""
 
     kind = "open_clip_transformers"
+    options = ("clean", "strip_sep_token", "context_length")
 
     def __init__(self, tokenizer: Any) -> None:
         if getattr(tokenizer, "tokenizer_mode", ""):
@@ -216,9 +222,8 @@ class OpenClipTransformersWords(TransformersWords):
         """Read the inner tokenizer and wrap it."""
         from open_clip.tokenizer import HFTokenizer
 
-        return cls(
-            HFTokenizer(str(folder / TOKENIZER_FOLDER), local_files_only=True, **options),
-        )
+        path = str(folder / TOKENIZER_FOLDER)
+        return cls(HFTokenizer(path, **OWN_FILES_ALONE, **options))
 
 
 KINDS: dict[str, type[Words]] = {
@@ -251,14 +256,19 @@ def load_words(folder: Path, kind: str, options: Mapping[str, Any]) -> Words:
     """Read a saved tokenizer.
 
     Raises:
-        ValueError: the kind is unknown or the files do not make a tokenizer.
+        ValueError: the kind or an option is unknown, the files do not make a tokenizer, or they
+            want code of their own to be run, which is not done.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of tokenizer {kind!r} in {folder}; known: {sorted(KINDS)}")
+    if unknown := sorted(set(options) - set(KINDS[kind].options)):
+        raise ValueError(
+            f"the tokenizer in {folder} has unknown options {unknown}; known: {KINDS[kind].options}"
+        )
     return KINDS[kind].load(folder, options)
 
 
-def _read_transformers(folder: Path, **options: Any) -> Any:
+def _read_transformers(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = folder / TOKENIZER_FOLDER
@@ -268,7 +278,7 @@ def _read_transformers(folder: Path, **options: Any) -> Any:
     # transformers 5 saves tokenizers that are nothing but their file under a name that 4 lacks.
     bare = config.get("tokenizer_class") == "TokenizersBackend"
     kind = PreTrainedTokenizerFast if bare else AutoTokenizer
-    return kind.from_pretrained(str(path), local_files_only=True, **options)
+    return kind.from_pretrained(str(path), **OWN_FILES_ALONE)
 
 
 def _cleaning_of(tokenizer: Any) -> str:

@@ -41,4 +41,10 @@ def load_towers_of(
             f"{folder} does not say where its towers come from: pass them, or their name as "
             f"towers= (--towers in the shell), such as open_clip:ViT-B-16-quickgelu:openai@416"
         )
-    return load_towers(name, trust_remote_code=trust_remote_code)
+    try:
+        return load_towers(name, download=download, trust_remote_code=trust_remote_code)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} was made for the towers {name}, and {error}: pass them, or their name as "
+            f"towers= (--towers in the shell)"
+        ) from error

@@ -1,0 +1,146 @@
+"""By which name a model of transformers can be loaded again, if by any.
+
+A model keeps the name that it was loaded by, and so does one that was only built from that
+checkpoint's config, one whose head the checkpoint lacks, or one that was trained since. The name
+is therefore believed only where the checkpoint on this machine says the same: the same config,
+and in it the numbers of every tensor of the tower.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bridger.hub_cache import model_folder, weights_in
+from bridger.tower_peft import own_tensors
+from bridger.towers.base import is_a
+
+COUNT = 4
+"""Numbers of each tensor that are compared."""
+
+PASSING = (
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "dtype",
+    "gradient_checkpointing",
+    "id2label",
+    "label2id",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+)
+"""What a config says of how a model is run or labelled, and not of which it is."""
+
+Numbers = tuple[tuple[int, ...], tuple[float, ...]]
+
+
+def transformers_name(given: Any, module: nn.Module) -> str | None:
+    """Return the name by which `bridger.load_towers` makes a model of transformers again.
+
+    Args:
+        given: the model, without peft around it.
+        module: the part of it that is the tower.
+
+    Returns:
+        "transformers:MODEL[@REVISION]#CLASS", or None where it is of another library, was not
+        loaded from a checkpoint on this machine, or was changed since.
+    """
+    name = getattr(given, "name_or_path", None)
+    if not is_a(given, "transformers", "PreTrainedModel") or not name or _lost_its_pooler(given):
+        return None
+    revision = None if os.path.isdir(name) else getattr(given.config, "_commit_hash", None)
+    folder = model_folder(name, revision)
+    try:
+        kind = _kind(given)
+        same = kind is not None and folder is not None and _is_of(given, module, folder)
+    except Exception:  # whatever a file that is broken or of another kind leads to: not known
+        return None
+    if not same:
+        return None
+    path = os.path.abspath(name) if os.path.isdir(name) else name
+    return f"transformers:{path}" + (f"@{revision}" if revision else "") + str(kind)
+
+
+def _lost_its_pooler(given: Any) -> bool:
+    """Whether it was loaded with add_pooling_layer=False, which no name can say."""
+    return getattr(given, "pooler", given) is None
+
+
+def _kind(given: Any) -> str | None:
+    """Return "#CLASS", "" for a class that the checkpoint's own code defines, None for others."""
+    import transformers
+
+    kind = type(given)
+    if getattr(transformers, kind.__name__, None) is kind:
+        return f"#{kind.__name__}"
+    said = (getattr(given.config, "auto_map", None) or {}).get("AutoModel", "")
+    brought = kind.__module__.startswith("transformers_modules.")
+    return "" if brought and said.rpartition(".")[2] == kind.__name__ else None
+
+
+def _is_of(given: Any, module: nn.Module, folder: Path) -> bool:
+    said = type(given.config).from_pretrained(str(folder), trust_remote_code=False)
+    if _lasting(said.to_dict()) != _lasting(given.config.to_dict()):
+        return False
+    files = weights_in(folder)
+    own = [tensor for _, _, tensor in own_tensors(module, buffers=False)]
+    if not files or not own:
+        return False
+    there = list(itertools.chain.from_iterable(map(_tensors, files)))
+    known = {dtype: _known(there, dtype) for dtype in {tensor.dtype for tensor in own}}
+    return all(_numbers(tensor, tensor.shape) in known[tensor.dtype] for tensor in own)
+
+
+def _lasting(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {name: _lasting(value) for name, value in config.items() if name not in PASSING}
+
+
+def _tensors(file: Path) -> Iterator[tuple[torch.Size, Tensor]]:
+    """Yield the shape and the first numbers of each tensor of a checkpoint."""
+    if file.suffix != ".safetensors":
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        yield from ((tensor.shape, _first(tensor)) for tensor in held.values())
+        return
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():
+            shape = torch.Size(opened.get_slice(name).get_shape())
+            if len(shape) < 2:
+                yield shape, opened.get_tensor(name)
+            else:
+                one = slice(0, 1)
+                yield shape, opened.get_slice(name)[(*[one] * (len(shape) - 1), slice(0, COUNT))]
+
+
+def _known(there: Iterable[tuple[torch.Size, Tensor]], dtype: torch.dtype) -> set[Numbers]:
+    return {_numbers(first.to(dtype), shape) for shape, first in there}
+
+
+def _first(tensor: Tensor) -> Tensor:
+    """Return the first numbers of a tensor's first row."""
+    row = tensor.detach()
+    while row.ndim > 1:
+        row = row[0]
+    return row.flatten()[:COUNT]
+
+
+def _numbers(tensor: Tensor, shape: torch.Size) -> Numbers:
+    return tuple(shape), tuple(_first(tensor).float().tolist())
