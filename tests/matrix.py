@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -142,16 +141,29 @@ def build(out: Path) -> tuple[Path, Path]:
 
     The sources are without the package: what is tested is what is installed.
     """
-    subprocess.run([sys.executable, "-m", "build", "--outdir", out, ROOT], check=True, stdout=-3)
+    for words in (["build", "--outdir", out, ROOT], ["twine", "check", "--strict"]):
+        archives = sorted(out.glob("*"))
+        command = [sys.executable, "-m", *map(str, [*words, *archives])]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
     (wheel,), (archive,) = out.glob("*.whl"), out.glob("*.tar.gz")
-    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel, archive], check=True)
     for path in (wheel, archive):
         print(f"{path.name}: {path.stat().st_size / 2**20:.1f} MiB")
-    with tarfile.open(archive) as packed:
-        packed.extractall(out / "sources", filter="data")
+    (out / "sources").mkdir()
+    subprocess.run(["tar", "xzf", archive, "-C", out / "sources"], check=True)
     (sources,) = (out / "sources").iterdir()
     shutil.rmtree(sources / "bridger")
     return wheel, sources
+
+
+def show(table: list[tuple[str, str, float, dict[str, str]]], columns: Sequence[str]) -> None:
+    print()
+    for cells in (["Python", "set", "seconds", *columns], ["---"] * (len(columns) + 3)):
+        print(f"| {' | '.join(cells)} |")
+    for version, name, seconds, outcome in table:
+        cells = [version, name, f"{seconds:.0f}", *(outcome.get(c, "not run") for c in columns)]
+        print(f"| {' | '.join(cells)} |")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--first", action="store_true", help="only the first Python that is found")
     args = parser.parse_args(argv)
-    table = []
+    table: list[tuple[str, str, float, dict[str, str]]] = []
     with tempfile.TemporaryDirectory() as folder:
         wheel, sources = build(Path(folder) / "dist")
         for version in args.python:
@@ -183,16 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if python and args.first:
                 break
     columns = CHECKS + (WITH_TESTS if args.tests else ())
-    print(
-        "\n| Python | set | seconds | "
-        + " | ".join(columns)
-        + " |\n"
-        + "| --- " * (len(columns) + 3)
-        + "|"
-    )
-    for version, name, seconds, outcome in table:
-        said = [outcome.get(column, "not run") for column in columns]
-        print(f"| {version} | {name} | {seconds:.0f} | " + " | ".join(said) + " |")
+    show(table, columns)
     ran = [outcome for *_, outcome in table if outcome]
     return 0 if ran and all(set(outcome.values()) == {"ok"} for outcome in ran) else 1
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import Parser
@@ -54,7 +53,9 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    pytest.importorskip("setuptools", minversion="77")
+    pytest.importorskip("setuptools", minversion="77.0.3")
+    if not (ROOT / "bridger").is_dir():
+        pytest.skip("these are the sources without the package, tested against what is installed")
     folder = tmp_path_factory.mktemp("built")
     tree = folder / "tree"
     for name in FOLDERS:
@@ -63,8 +64,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         if path.is_file():
             shutil.copy(path, tree)
     sdist = build("sdist", tree, folder / "sdist")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+    (folder / "unpacked").mkdir()
+    subprocess.run(["tar", "xzf", sdist, "-C", folder / "unpacked"], check=True)
     (source,) = (folder / "unpacked").iterdir()
     return Built(sdist, source, build("wheel", source, folder / "wheel"))
 
