@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 from PIL import Image, ImageDraw
 
-import bridger
+from bridger import BridgedModel
 from bridger.data.scenes import make_scene
-from bridger.tiny_clip import TINY_ADAPTER
 
 CELL, LINE = 256, 16
 SPLITS = ("val", "testA", "testB")
@@ -30,7 +28,7 @@ Cell = tuple[Image.Image, str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--adapter", default=TINY_ADAPTER)
+    parser.add_argument("--adapter", default="tiny")
     parser.add_argument("--out", default="seen.png")
     parser.add_argument("--columns", type=int, default=5)
     parser.add_argument("--first", type=int, default=10_000, help="number of the first scene")
@@ -40,8 +38,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    vision, text, _ = bridger.load_tiny_clip()
-    model = bridger.BridgedModel.from_pretrained(args.adapter, vision, text)
+    model = BridgedModel.from_pretrained(args.adapter)
     if args.ask:
         cells = [answer(model, path, words) for path, words in args.ask]
     else:
@@ -58,7 +55,7 @@ def main() -> None:
     print(f"wrote {args.out}")
 
 
-def answer(model: Any, path: str, words: str) -> Cell:
+def answer(model: BridgedModel, path: str, words: str) -> Cell:
     """Ask about a picture of any size; the cell shows it whole."""
     seen = model.predict(path, words).overlay(path, words)
     seen.thumbnail((CELL, CELL))
@@ -67,7 +64,7 @@ def answer(model: Any, path: str, words: str) -> Cell:
     return cell, path.rpartition("/")[2]
 
 
-def scenes(model: Any, split: str, args: argparse.Namespace) -> Iterator[Cell]:
+def scenes(model: BridgedModel, split: str, args: argparse.Namespace) -> Iterator[Cell]:
     """Ask about a row of scenes."""
     found = 0
     for number in itertools.count(args.first):

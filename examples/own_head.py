@@ -148,8 +148,7 @@ def main() -> None:
             print(f"step {step}: loss {loss.item():.4f}", flush=True)
 
     model.save_pretrained(args.out)
-    vision, text, _ = bridger.load_tiny_clip()
-    model = bridger.BridgedModel.from_pretrained(args.out, vision, text)
+    model = bridger.BridgedModel.from_pretrained(args.out)
     scenes = [make_scene("testA", number) for number in range(5)]  # never trained on
     answers = []
     for scene in scenes:

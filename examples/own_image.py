@@ -9,20 +9,18 @@ import argparse
 
 from PIL import Image
 
-import bridger
-from bridger.tiny_clip import TINY_ADAPTER
+from bridger import BridgedModel
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image")
     parser.add_argument("words", nargs="+", help="one or more sentences, each in quotes")
-    parser.add_argument("--adapter", default=TINY_ADAPTER)
+    parser.add_argument("--adapter", default="tiny", help="a folder, or an id on the Hub")
     parser.add_argument("--out", default="seen.png")
     args = parser.parse_args()
 
-    vision, text, _ = bridger.load_tiny_clip()
-    model = bridger.BridgedModel.from_pretrained(args.adapter, vision, text)
+    model = BridgedModel.from_pretrained(args.adapter)
     result = model.predict(args.image, args.words)
     for words, score, box in zip(args.words, result.scores, result.boxes, strict=True):
         print(f"{words}: score {score:.2f}, box {[round(float(x)) for x in box]}")

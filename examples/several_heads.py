@@ -105,8 +105,7 @@ def main() -> None:
             print(f"step {step}: loss {out.loss.item():.3f} ({losses})", flush=True)
 
     model.save_pretrained(args.out)
-    vision, text, _ = bridger.load_tiny_clip()
-    model = bridger.BridgedModel.from_pretrained(args.out, vision, text)
+    model = bridger.BridgedModel.from_pretrained(args.out)
     scene = make_scene("val", 6)  # never trained on
     sentences = list({e.target: e.sentence for e in scene.expressions}.values())  # one an object
     shown = sorted({thing.kind.name for thing in scene.objects})
