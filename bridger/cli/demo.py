@@ -1,0 +1,108 @@
+"""`bridger demo`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+import time
+from typing import Any
+
+from bridger.cli.adapters import ADAPTER, add_device_option, add_towers_option, device_of
+from bridger.cli.base import say, whole, write_json
+from bridger.tiny_clip import SHIPPED
+
+HELP = "open a page in the browser: a picture, words, and what they mean in it"
+EXAMPLES = """\
+  bridger demo
+  bridger demo my-adapter
+  bridger demo tiny tiny-heads --port 8000 --no-open
+  bridger demo my-adapter --towers open_clip:ViT-B-16-quickgelu:openai@416 --device cuda
+"""
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument(
+        "adapters",
+        nargs="*",
+        metavar="ADAPTER",
+        help=f"{ADAPTER}; adapters for the same towers share them (default: "
+        f"{' and '.join(SHIPPED)})",
+    )
+    parser.set_defaults(trailing="adapters")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="NAME",
+        help="address at which this machine serves the page; 0.0.0.0 opens it to everyone who "
+        "reaches this machine (default: 127.0.0.1, this machine alone)",
+    )
+    parser.add_argument(
+        "--port",
+        type=whole(0),
+        metavar="N",
+        help="0: any free one (default: the first free one from 7860 on)",
+    )
+    parser.add_argument(
+        "--open",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether to open it in the browser (default: yes)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=whole(1),
+        metavar="N",
+        help="most time for an answer (default: 60)",
+    )
+    add_towers_option(parser)
+    add_device_option(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Serve the page until Ctrl-C, which is how it ends: with exit code 0."""
+    from dataclasses import replace
+
+    from bridger.demo.limits import Limits
+    from bridger.demo.serving import check_gradio, open_page
+
+    check_gradio()
+    from bridger.demo.choices import load_choices
+
+    started = time.monotonic()
+    adapters = args.adapters or list(SHIPPED)
+    limits = Limits() if args.seconds is None else replace(Limits(), seconds=args.seconds)
+    say(f"loading {', '.join(adapters)}")
+    choices = load_choices(adapters, args.towers, device_of(args.device))
+    loaded = time.monotonic()
+    # Whoever ends the process otherwise ends it as cleanly.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with open_page(
+            choices,
+            limits,
+            host=args.host,
+            port=args.port,
+            browser=args.open,
+            debug=args.debug,
+        ) as address:
+            result = {
+                "address": address,
+                "heads": {choice.label: choice.adapter for choice in choices},
+                "seconds": {"loading": loaded - started, "opening": time.monotonic() - loaded},
+            }
+            write_json(args.json, result)  # while it is open: scripts want the address
+            say(f"the page is open at {address} (Ctrl-C ends it)")
+            _wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    say("closed")
+    return result
+
+
+def _wait() -> None:
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
