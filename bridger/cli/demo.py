@@ -8,7 +8,14 @@ import threading
 import time
 from typing import Any
 
-from bridger.cli.adapters import ADAPTER, add_device_option, add_towers_option, device_of
+from bridger.cli.adapters import (
+    ADAPTER,
+    add_device_option,
+    add_import_option,
+    add_towers_option,
+    device_of,
+    find,
+)
 from bridger.cli.base import say, whole, write_json
 from bridger.tiny_clip import SHIPPED
 
@@ -58,6 +65,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     add_towers_option(parser)
     add_device_option(parser)
+    add_import_option(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -73,6 +81,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     adapters = args.adapters or list(SHIPPED)
     limits = Limits() if args.seconds is None else replace(Limits(), seconds=args.seconds)
+    for adapter in adapters:
+        find(adapter, args)
     say(f"loading {', '.join(adapters)}")
     choices = load_choices(adapters, args.towers, device_of(args.device))
     loaded = time.monotonic()
@@ -92,7 +102,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "heads": {choice.label: choice.adapter for choice in choices},
                 "seconds": {"loading": loaded - started, "opening": time.monotonic() - loaded},
             }
-            write_json(args.json, result)  # while it is open: scripts want the address
+            write_json(args, result)
+            args.json = None  # written while the page is open: scripts want its address
             say(f"the page is open at {address} (Ctrl-C ends it)")
             _wait()
     finally:

@@ -31,28 +31,40 @@ OWN_RULE = " At 0 the head decides by itself."
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+#top { padding: 0; }
 #top h1 { font-size: 1.5rem; margin: 0 0 0.15rem; }
 #top p { margin: 0; color: var(--body-text-color-subdued); }
-#heads .wrap { gap: 0.4rem; }
-#message { padding: 0; }
+.part { padding: 0 !important; }
+.part h2 { font-size: 1rem; font-weight: 600; margin: 0; }
+.part p { margin: 0; font-size: 0.85rem; color: var(--body-text-color-subdued); }
+#seen { min-height: 200px; }
+#gallery { min-height: 0 !important; height: auto !important; }
+#gallery .grid-wrap {
+  min-height: 0; height: auto !important; max-height: none !important; overflow: visible; padding: 0;
+}
+#gallery .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important;
+  grid-template-rows: none !important; gap: 6px; padding: 0;
+}
 #message p {
-  margin: 0; padding: 0.6rem 0.8rem; border-radius: 6px;
-  border-left: 4px solid #d9480f;
+  margin: 0; padding: 0.6rem 0.8rem; border-radius: 6px; border-left: 4px solid #d9480f;
   background: color-mix(in srgb, #d9480f 12%, transparent); color: var(--body-text-color);
 }
 #found { overflow-x: auto; padding: 0; }
-#found table { width: 100%; border-collapse: collapse; font-size: 0.92rem; margin: 0; }
+#found table { width: 100%; border-collapse: collapse; border: none; font-size: 0.92rem; margin: 0; }
 #found th, #found td {
-  text-align: left; padding: 0.35rem 0.6rem; border: none;
-  border-bottom: 1px solid var(--border-color-primary);
+  text-align: left; vertical-align: top; padding: 0.3rem 0.5rem; border: none;
+  border-bottom: 1px solid var(--border-color-primary); color: var(--body-text-color);
 }
-#found th { font-weight: 600; color: var(--body-text-color-subdued); white-space: nowrap; }
-#found td { overflow-wrap: anywhere; min-width: 3.2rem; }
-#found td:not(:first-child) { font-variant-numeric: tabular-nums; }
-#found .hint { color: var(--body-text-color-subdued); margin: 0.3rem 0; }
+#found th { font-weight: 600; color: var(--body-text-color-subdued); }
+#found td { overflow-wrap: anywhere; min-width: 3rem; }
+#found td:first-child { min-width: 7rem; }
+#found td:not(:first-child) { font-variant-numeric: tabular-nums; white-space: nowrap; }
+#found .hint { color: var(--body-text-color-subdued); margin: 0; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0.6rem !important; }
-  #found td, #found th { padding: 0.3rem 0.35rem; }
+  .gradio-container .main { padding: 0.75rem !important; }
+  #found th, #found td { padding: 0.3rem 0.25rem; font-size: 0.85rem; }
+  #found td:first-child { min-width: 5.5rem; }
 }
 """
 
@@ -67,7 +79,6 @@ SAVE = """(file) => {
 }"""
 """Saves the file that a handler made."""
 
-HINT = '<p class="hint">What is found is shown here.</p>'
 
 
 def heading(adapters: Sequence[str]) -> str:
@@ -80,6 +91,11 @@ def heading(adapters: Sequence[str]) -> str:
     )
 
 
+def part(title: str, says: str = "") -> str:
+    """Return the heading of a part of the page."""
+    return f"<h2>{escape(title)}</h2>" + (f"<p>{escape(says)}</p>" if says else "")
+
+
 def alert(message: str) -> str:
     """Return a message to the visitor, which screen readers read out."""
     return f'<p role="alert">{escape(message)}</p>' if message else ""
@@ -89,7 +105,7 @@ def theme() -> Any:
     """Return gradio's plain theme with the system's own fonts, so that none are fetched."""
     import gradio as gr
 
-    return gr.themes.Soft(
+    return gr.themes.Default(
         primary_hue="orange",
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],

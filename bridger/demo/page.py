@@ -12,13 +12,13 @@ from bridger.demo.files import Download, overlay_file
 from bridger.demo.gallery import Scene
 from bridger.demo.look import (
     BOXES,
-    HINT,
     OWN_RULE,
     SAVE,
     THRESHOLD,
     TITLE,
     alert,
     heading,
+    part,
 )
 from bridger.demo.rows import table_of
 from bridger.demo.session import Desk, Session, View
@@ -62,18 +62,6 @@ class PageBuilder:
                     self._lay_out_question()
                 with gr.Column(scale=6, min_width=320):
                     self._lay_out_answer()
-            self.gallery = gr.Gallery(
-                [scene.path for scene in self.scenes],
-                label="Pictures to try",
-                columns=len(self.scenes),
-                rows=1,
-                height="auto",
-                object_fit="cover",
-                allow_preview=False,
-                interactive=False,
-                buttons=[],
-                elem_id="gallery",
-            )
             self._connect()
         limits = self.desk.limits
         blocks.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
@@ -83,13 +71,15 @@ class PageBuilder:
         import gradio as gr
 
         scene = self.scenes[0]
+        gr.HTML(part("Picture", "Upload your own with the arrow below it."), elem_classes="part")
         self.picture = _upload()(
             scene.path,
-            label="Picture: drop one here, or click to upload",
+            label="Picture",
+            show_label=False,
             type="filepath",
             sources=["upload", "clipboard"],
             buttons=["fullscreen"],
-            height=340,
+            height=300,
             elem_id="picture",
         )
         self.boxes = {
@@ -115,27 +105,45 @@ class PageBuilder:
             )
             for kind in self.kinds
         }
+        gr.HTML(part("Pictures to try"), elem_classes="part")
+        self.gallery = gr.Gallery(
+            [scene.path for scene in self.scenes],
+            label="Pictures to try",
+            show_label=False,
+            columns=len(self.scenes),
+            height="auto",
+            object_fit="cover",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            elem_id="gallery",
+        )
 
     def _lay_out_answer(self) -> None:
         import gradio as gr
 
+        gr.HTML(part("What is found", "Drawn on the picture."), elem_classes="part")
         self.heads = gr.Radio(
             [choice.label for choice in self.choices],
             value=self.first.label,
             label="Show",
+            show_label=False,
+            container=False,
             visible=len(self.choices) > 1,
             elem_id="heads",
         )
-        self.message = gr.HTML("", elem_id="message")
+        self.message = gr.HTML(visible=False, padding=False, elem_id="message")
         self.seen = gr.Image(
             label="What is found",
+            show_label=False,
+            height=440,
             format="jpeg",
             interactive=False,
             buttons=["fullscreen"],
             elem_id="seen",
         )
         self.threshold = gr.Slider(0, 1, step=STEP, elem_id="threshold", **self._slider(self.first))
-        self.found = gr.HTML(HINT, elem_id="found")
+        self.found = gr.HTML(padding=False, elem_id="found")
         with gr.Row():
             self.get_result = gr.Button("Download the mask", interactive=False, size="sm")
             self.get_overlay = gr.Button("Download this view", interactive=False, size="sm")
@@ -315,8 +323,8 @@ class PageBuilder:
         return [
             session,
             view.overlay,
-            HINT if view.rows is None else table_of(view.rows),
-            alert(view.message),
+            "" if view.rows is None else table_of(view.rows),
+            gr.update(value=alert(view.message), visible=bool(view.message)),
             gr.update(
                 value=view.download or "Download the result",
                 interactive=view.download is not None,

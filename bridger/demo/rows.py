@@ -9,7 +9,7 @@ from typing import Any
 
 MOST_ROWS = 100
 MOST_LETTERS = 500
-NAMES = {"words": "What", "score": "Score", "share": "Share of the picture", "box": "Box"}
+NAMES = {"words": "What", "score": "Score", "share": "Share", "box": "Box"}
 """Titles of the columns that the library's heads have."""
 
 
@@ -38,7 +38,7 @@ def rows_of(result: Any, scale: tuple[float, float] = (1.0, 1.0)) -> list[dict[s
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as a table in HTML; everything in it is escaped."""
     if not rows:
-        return '<p class="found-nothing">Nothing found.</p>'
+        return '<p class="hint">Nothing found.</p>'
     columns = list(dict.fromkeys(name for row in rows for name in row))
     titles = "".join(f"<th>{escape(_title(name))}</th>" for name in columns)
     body = "".join(
@@ -46,8 +46,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows[:MOST_ROWS]
     )
     more = len(rows) - MOST_ROWS
-    rest = f'<p class="found-nothing">and {more} more, in the download</p>' if more > 0 else ""
-    return f'<table class="found"><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>{rest}'
+    rest = f'<p class="hint">and {more} more, in the download</p>' if more > 0 else ""
+    return f'<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>{rest}'
 
 
 def _title(name: Any) -> str:

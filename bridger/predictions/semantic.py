@@ -118,6 +118,16 @@ class SemanticPrediction:
             region = self.maps[index : index + 1][0] > self.threshold
         return region
 
+    def numbers(self) -> tuple[npt.NDArray[np.integer[Any]], int]:
+        """Return the labels in 8 or 16 bits, as a picture's file holds them, (h, w).
+
+        Returns:
+            The classes' numbers, and the number that stands for BACKGROUND, the largest of all.
+        """
+        kind = np.uint8 if len(self) <= np.iinfo(np.uint8).max else np.uint16
+        background = int(np.iinfo(kind).max)
+        return np.where(self.labels == BACKGROUND, background, self.labels).astype(kind), background
+
     def found(self) -> list[dict[str, Any]]:
         """Return the classes that occur, the largest first: "words", "score" and "share" of each.
 
