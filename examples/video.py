@@ -27,7 +27,7 @@ from bridger.data.painting import Placement, paint, paint_background
 from bridger.data.sprites import kinds
 from bridger.predictions.side_by_side import beside, stacked
 
-SAID = ["the taxi", "the owl", "the yellow thing", "the umbrella"]
+SAID = ["the taxi", "the owl", "the animal", "the umbrella"]
 
 
 def main() -> None:
