@@ -92,6 +92,12 @@ def read_saved_config(folder: Path, files: FolderFiles = ADAPTER_FILES) -> dict[
     return _checked(folder, files, _open(folder, files, with_tensors=False)[0])
 
 
+def part_of(name: str) -> str:
+    """Return the part of a model that a saved tensor belongs to."""
+    first, _, rest = name.partition(".")
+    return f"head {rest.partition('.')[0]}" if first == "heads" else first
+
+
 def _open(
     folder: Path, files: FolderFiles, *, with_tensors: bool
 ) -> tuple[str | None, dict[str, Tensor]]:

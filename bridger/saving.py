@@ -118,10 +118,17 @@ class SavedModel(ManagedHeads):
 
         Args:
             repo_id: "user/name"; made where there is none.
-            **options: see `bridger.hub.push`.
+            **options: `private`, `revision`, `commit_message`, `token`, `dtype`, and of the card
+                `licence`, `figures`, `picture`, `overwrite`; see `bridger.hub.push`.
 
         Returns:
             The address of what was pushed.
+
+        Raises:
+            PermissionError: the token is wrong, or may not write there.
+            ConnectionError: the Hub cannot be reached, or the connection broke; the same call
+                goes on.
+            ValueError: the id is none, or options of the card do not fit the adapter.
         """
         return hub.push(self, repo_id, **options)
 

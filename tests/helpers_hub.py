@@ -4,7 +4,7 @@
         hub.use(monkeypatch, tmp_path / "home")               # huggingface_hub of this process
         subprocess.run(..., env=hub.environment(home))        # or of another one
 
-Two users have tokens: `WRITER` is anna, who writes to "anna/..." and "lab/...", and `READER` is ben.
+Two users have tokens: `WRITER` is anna, who writes to "anna/..." and "lab/..."; `READER` is ben.
 `hub.repos` holds what was pushed, `hub.requests` what was asked for, and `hub.cut` breaks
 connections off in their midst.
 """

@@ -77,7 +77,7 @@ def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def _adapter(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Read an adapter's folder; towers are not needed."""
-    from bridger.adapter_files import WEIGHTS_FILE, read
+    from bridger.adapter_files import WEIGHTS_FILE, part_of, read
     from bridger.named_towers.of_adapter import towers_of
 
     adapter = find(name, args)
@@ -111,12 +111,6 @@ def _adapter(name: str, args: argparse.Namespace) -> dict[str, Any]:
     towers = towers_of(adapter)
     say(f"  towers: {towers or 'unknown, name them with --towers'}")
     return {"config": config, "parts": parts, "bytes": size, "load_towers": towers}
-
-
-def part_of(name: str) -> str:
-    """Return the part of a model that a saved tensor belongs to."""
-    first, _, rest = name.partition(".")
-    return f"head {rest.partition('.')[0]}" if first == "heads" else first
 
 
 def _options(options: dict[str, Any] | None) -> str:

@@ -16,7 +16,18 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 from bridger import __version__
-from bridger.cli import convert, data, evaluate, inspect, predict, quickstart, recipes, train
+from bridger.cli import (
+    convert,
+    data,
+    demo,
+    evaluate,
+    inspect,
+    predict,
+    push,
+    quickstart,
+    recipes,
+    train,
+)
 from bridger.cli.adapters import import_own, named_as_typed
 from bridger.cli.base import (
     Counter,
@@ -39,7 +50,9 @@ VERBS = {
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
+    "demo": demo,
     "convert": convert,
+    "push": push,
 }
 IS_FIRST = os.environ.get("RANK", "0") == "0"
 
@@ -135,7 +148,8 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt as interruption:
         Counter.end()
         if IS_FIRST:
-            complain(f"bridger: interrupted{_reason(interruption)}")
+            echoed = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
+            complain(f"{echoed}bridger: interrupted{_reason(interruption)}")
         return 130
     except BrokenPipeError:
         let_go(args.stdout, sys.stderr)

@@ -1,0 +1,1 @@
+"""What a model card says of an adapter: its metadata, its text, its picture."""
