@@ -40,18 +40,23 @@ CSS = """
 #seen { min-height: 200px; }
 #gallery { min-height: 0 !important; height: auto !important; }
 #gallery .grid-wrap {
-  min-height: 0; height: auto !important; max-height: none !important; overflow: visible; padding: 0;
+  min-height: 0; height: auto !important; max-height: none !important;
+  overflow: visible; padding: 0;
 }
 #gallery .grid-container {
-  grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)) !important;
+  grid-template-columns: repeat(8, 1fr) !important;
   grid-template-rows: none !important; gap: 6px; padding: 0;
 }
+#gallery .thumbnail-item { aspect-ratio: 1; height: auto; width: 100%; }
 #message p {
   margin: 0; padding: 0.6rem 0.8rem; border-radius: 6px; border-left: 4px solid #d9480f;
   background: color-mix(in srgb, #d9480f 12%, transparent); color: var(--body-text-color);
 }
 #found { overflow-x: auto; padding: 0; }
-#found table { width: 100%; border-collapse: collapse; border: none; font-size: 0.92rem; margin: 0; }
+#found table {
+  width: 100%; border-collapse: collapse; border: none !important; font-size: 0.92rem; margin: 0;
+}
+#found tr { border: none; }
 #found th, #found td {
   text-align: left; vertical-align: top; padding: 0.3rem 0.5rem; border: none;
   border-bottom: 1px solid var(--border-color-primary); color: var(--body-text-color);
@@ -61,7 +66,12 @@ CSS = """
 #found td:first-child { min-width: 7rem; }
 #found td:not(:first-child) { font-variant-numeric: tabular-nums; white-space: nowrap; }
 #found .hint { color: var(--body-text-color-subdued); margin: 0; }
-@media (max-width: 640px) {
+@media (max-width: 700px) {
+  /* One column, with the pictures to try after the answer. */
+  #columns { flex-direction: column; }
+  #columns > .column { display: contents; }
+  #columns .last { order: 1; }
+  #gallery .grid-container { grid-template-columns: repeat(4, 1fr) !important; }
   .gradio-container .main { padding: 0.75rem !important; }
   #found th, #found td { padding: 0.3rem 0.25rem; font-size: 0.85rem; }
   #found td:first-child { min-width: 5.5rem; }
@@ -78,7 +88,6 @@ SAVE = """(file) => {
   link.remove();
 }"""
 """Saves the file that a handler made."""
-
 
 
 def heading(adapters: Sequence[str]) -> str:
@@ -110,4 +119,10 @@ def theme() -> Any:
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        # Small grey letters that are dark enough to be read.
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
     )

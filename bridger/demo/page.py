@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from bridger.demo.choices import Choice
 from bridger.demo.files import Download, overlay_file
@@ -56,8 +57,9 @@ class PageBuilder:
             delete_cache=(FORGET_EVERY, FORGET_AFTER),
         ) as blocks:
             self.session = gr.State()
-            gr.HTML(heading(list(dict.fromkeys(c.adapter for c in self.choices))), elem_id="top")
-            with gr.Row():
+            adapters = list(dict.fromkeys(choice.adapter for choice in self.choices))
+            gr.HTML(heading(adapters), padding=False, elem_id="top")
+            with gr.Row(elem_id="columns"):
                 with gr.Column(scale=5, min_width=320):
                     self._lay_out_question()
                 with gr.Column(scale=6, min_width=320):
@@ -71,8 +73,8 @@ class PageBuilder:
         import gradio as gr
 
         scene = self.scenes[0]
-        gr.HTML(part("Picture", "Upload your own with the arrow below it."), elem_classes="part")
-        self.picture = _upload()(
+        self._title("Picture", "Upload your own with the arrow below it.")
+        self.picture = gr.Image(
             scene.path,
             label="Picture",
             show_label=False,
@@ -82,6 +84,8 @@ class PageBuilder:
             height=300,
             elem_id="picture",
         )
+        # Handlers may set its value alone: for other properties gradio would make a new one.
+        self.picture.preprocess = _path
         self.boxes = {
             kind: gr.Textbox(
                 scene.words[kind][0] if kind == "expressions" else "",
@@ -105,7 +109,7 @@ class PageBuilder:
             )
             for kind in self.kinds
         }
-        gr.HTML(part("Pictures to try"), elem_classes="part")
+        self._title("Pictures to try", last=True)
         self.gallery = gr.Gallery(
             [scene.path for scene in self.scenes],
             label="Pictures to try",
@@ -117,12 +121,13 @@ class PageBuilder:
             interactive=False,
             buttons=[],
             elem_id="gallery",
+            elem_classes="last",
         )
 
     def _lay_out_answer(self) -> None:
         import gradio as gr
 
-        gr.HTML(part("What is found", "Drawn on the picture."), elem_classes="part")
+        self._title("What is found", "Choose what kind of answer you want.")
         self.heads = gr.Radio(
             [choice.label for choice in self.choices],
             value=self.first.label,
@@ -142,12 +147,19 @@ class PageBuilder:
             buttons=["fullscreen"],
             elem_id="seen",
         )
-        self.threshold = gr.Slider(0, 1, step=STEP, elem_id="threshold", **self._slider(self.first))
+        self.threshold = gr.Slider(
+            0, 1, step=STEP, buttons=[], elem_id="threshold", **self._slider(self.first)
+        )
         self.found = gr.HTML(padding=False, elem_id="found")
         with gr.Row():
             self.get_result = gr.Button("Download the mask", interactive=False, size="sm")
             self.get_overlay = gr.Button("Download this view", interactive=False, size="sm")
         self.file = gr.File(visible=False)
+
+    def _title(self, title: str, says: str = "", last: bool = False) -> None:
+        import gradio as gr
+
+        gr.HTML(part(title, says), padding=False, elem_classes=["part", *["last"] * last])
 
     def _box(self, choice: Choice | None, kind: str) -> dict[str, Any]:
         """Return the texts of a box of words, which say what happens without any."""
@@ -290,7 +302,7 @@ class PageBuilder:
         import gradio as gr
 
         session, view = self.desk.look(session or Session(), path)
-        picture = gr.update(value=None) if view.message else gr.skip()
+        picture = None if view.message else path
         none = [gr.update(samples=[]) for _ in self.examples]
         return [picture, *none, *self._pane(session, view)]
 
@@ -350,17 +362,10 @@ def _with_index(handler: Callable[[int], Any]) -> Callable[..., Any]:
     return chosen
 
 
-def _upload() -> Any:
-    """Return gradio's picture box, which hands over files as they are.
+def _path(payload: Any) -> str | None:
+    """Hand over an uploaded file as it is.
 
-    gradio's own opens them first, and shows a traceback's last line where they are broken.
+    gradio's own way opens it first, and shows a traceback's last line where it is broken.
     """
-    import gradio as gr
-
-    class Upload(gr.Image):
-        is_template = True  # to the browser it is gradio's own
-
-        def preprocess(self, payload: Any) -> Any:
-            return None if payload is None else payload.path
-
-    return Upload
+    path: str | None = None if payload is None else payload.path
+    return path

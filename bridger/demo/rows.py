@@ -47,7 +47,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     more = len(rows) - MOST_ROWS
     rest = f'<p class="hint">and {more} more, in the download</p>' if more > 0 else ""
-    return f'<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>{rest}'
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>{rest}"
 
 
 def _title(name: Any) -> str:

@@ -86,7 +86,6 @@ def open_page(
                 allowed_paths=[str(scenes)],
                 state_session_capacity=limits.sessions,
                 enable_monitoring=False,
-                run_history=False,
                 footer_links=[],
                 ssr_mode=False,
                 pwa=False,
@@ -132,11 +131,12 @@ def find_port(host: str, asked: int | None) -> int:
 
 @contextmanager
 def _environment(folder: str) -> Iterator[None]:
-    """Set what gradio reads of the environment: no analytics, files of its own, no proxy."""
-    local = [LOCALHOST, "localhost", "::1"]
-    none = ",".join([*filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY")]), *local])
+    """Set what gradio reads: no analytics, no history of runs, files of its own, no proxy."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    none = ",".join([*([others] if others else []), LOCALHOST, "localhost", "::1"])
     values = {
         "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_RUN_HISTORY": "False",
         "GRADIO_TEMP_DIR": str(Path(folder) / "files"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": none,
