@@ -29,6 +29,7 @@ PACKAGES = (
 MODULES = {
     "bridger.etris": ("load", "save", "from_state_dict", "to_state_dict"),
     "bridger.hub": ("find_adapter", "push", "push_folder"),
+    "bridger.model_card": ("write_card",),
 }
 """Public names of modules that have no `__all__`."""
 SECTIONS = re.compile(r"^\s*(Args|Attributes|Keys):\n", re.MULTILINE)
