@@ -8,6 +8,7 @@ and in it the numbers of every tensor of the tower.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -61,7 +62,7 @@ def transformers_name(given: Any, module: nn.Module) -> str | None:
         loaded from a checkpoint on this machine, or was changed since.
     """
     name = getattr(given, "name_or_path", None)
-    if not is_a(given, "transformers", "PreTrainedModel") or not name or _lost_its_pooler(given):
+    if not is_a(given, "transformers", "PreTrainedModel") or not name:
         return None
     revision = None if os.path.isdir(name) else getattr(given.config, "_commit_hash", None)
     folder = model_folder(name, revision)
@@ -76,9 +77,10 @@ def transformers_name(given: Any, module: nn.Module) -> str | None:
     return f"transformers:{path}" + (f"@{revision}" if revision else "") + str(kind)
 
 
-def _lost_its_pooler(given: Any) -> bool:
-    """Whether it was loaded with add_pooling_layer=False, which no name can say."""
-    return getattr(given, "pooler", given) is None
+def _has_its_pooler(given: Any) -> bool:
+    """Whether add_pooling_layer was left as it is for its class: no name says more."""
+    option = inspect.signature(type(given).__init__).parameters.get("add_pooling_layer")
+    return option is None or option.default == (getattr(given, "pooler", None) is not None)
 
 
 def _kind(given: Any) -> str | None:
@@ -94,6 +96,8 @@ def _kind(given: Any) -> str | None:
 
 
 def _is_of(given: Any, module: nn.Module, folder: Path) -> bool:
+    if not _has_its_pooler(given):
+        return False
     said = type(given.config).from_pretrained(str(folder), trust_remote_code=False)
     if _lasting(said.to_dict()) != _lasting(given.config.to_dict()):
         return False
@@ -113,10 +117,10 @@ def _lasting(config: Any) -> Any:
 
 
 def _tensors(file: Path) -> Iterator[tuple[torch.Size, Tensor]]:
-    """Yield the shape and the first numbers of each tensor of a checkpoint."""
+    """Yield the shape and the last row of each tensor of a checkpoint, as far as it is read."""
     if file.suffix != ".safetensors":
         held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        yield from ((tensor.shape, _first(tensor)) for tensor in held.values())
+        yield from ((tensor.shape, _looked_at(tensor)) for tensor in held.values())
         return
     from safetensors import safe_open
 
@@ -126,21 +130,21 @@ def _tensors(file: Path) -> Iterator[tuple[torch.Size, Tensor]]:
             if len(shape) < 2:
                 yield shape, opened.get_tensor(name)
             else:
-                one = slice(0, 1)
-                yield shape, opened.get_slice(name)[(*[one] * (len(shape) - 1), slice(0, COUNT))]
+                row = (*(slice(size - 1, size) for size in shape[:-1]), slice(0, COUNT))
+                yield shape, opened.get_slice(name)[row]
 
 
 def _known(there: Iterable[tuple[torch.Size, Tensor]], dtype: torch.dtype) -> set[Numbers]:
-    return {_numbers(first.to(dtype), shape) for shape, first in there}
+    return {_numbers(row.to(dtype), shape) for shape, row in there}
 
 
-def _first(tensor: Tensor) -> Tensor:
-    """Return the first numbers of a tensor's first row."""
+def _looked_at(tensor: Tensor) -> Tensor:
+    """Return the first numbers of a tensor's last row; the first may be padding's, and zeros."""
     row = tensor.detach()
     while row.ndim > 1:
-        row = row[0]
+        row = row[-1]
     return row.flatten()[:COUNT]
 
 
 def _numbers(tensor: Tensor, shape: torch.Size) -> Numbers:
-    return tuple(shape), tuple(_first(tensor).float().tolist())
+    return tuple(shape), tuple(_looked_at(tensor).float().tolist())
