@@ -23,7 +23,7 @@ from bridger.heads import Head
 from bridger.recomputing import is_recomputing
 from bridger.saving import SavedModel
 from bridger.sharded import is_sharded
-from bridger.tower_peft import LayersAside
+from bridger.tower_peft import LayersAside, tuned_modules
 from bridger.towers.base import is_layer, unwrap
 
 FIRST = "default"
@@ -260,8 +260,8 @@ class ManagedAdapters(SavedModel):
 
     def _own_modules(self) -> Iterator[nn.Module]:
         """Return the modules of the active adapter, none of the towers'."""
-        yield from self.encoder.own_modules()
         yield from self._modules["heads"].modules()  # type: ignore[union-attr]
+        yield from self.encoder.own_modules()
 
     def _adapter_dtype(self) -> torch.dtype | None:
         """Return the dtype of what the active adapter trains, None where it trains nothing."""
@@ -270,10 +270,14 @@ class ManagedAdapters(SavedModel):
 
     def _move_adapter(self, dtype: torch.dtype | None) -> None:
         """Move the active adapter to the towers' device, in another dtype."""
-        device = next(self.encoder.towers.parameters()).device
+        towers = self.encoder.towers
+        # Layers of which peft trains a copy get what the layers around them give.
+        tuned, added = (set(tuned_modules(towers, copies=kept)) for kept in (True, False))
+        first = next(towers.parameters())
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+            return tensor.to(first.device, kind if tensor.is_floating_point() else None)
 
         for module in self._own_modules():
+            kind = first.dtype if module in tuned - added else dtype
             module._apply(moved, recurse=False)  # type: ignore[no-untyped-call]

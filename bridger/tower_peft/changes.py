@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -66,12 +67,25 @@ def _wrapped(module: nn.Module, entry: Mapping[str, Any]) -> PeftModel:
     """Return peft's model around a module whose flags stay as they are."""
     from peft import get_peft_model
 
-    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    try:
+    with _keeping_flags(list(module.modules())):
         return get_peft_model(module, _config(entry), entry["adapter"])
+
+
+@contextmanager
+def _keeping_flags(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Keep from detaching that peft freezes towers, also where it writes new parameters."""
+    flags = [
+        (module, name, parameter.requires_grad)
+        for module in modules
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+    try:
+        yield
     finally:
-        for parameter, flag in flags.items():  # peft freezes them; detaching shall not see it
-            parameter.requires_grad_(flag)
+        for module, name, flag in flags:
+            if (parameter := module._parameters.get(name)) is not None:
+                parameter.requires_grad_(flag)
 
 
 def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]]) -> Parameters:
@@ -99,7 +113,8 @@ def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]])
     modules = {module for tower in towers.values() for module in tower.modules()}
     before = {module: dict(module._parameters) for module in modules} if saved else {}
     try:
-        _inject(towers, saved)
+        with _keeping_flags(before):
+            _inject(towers, saved)
     except Exception as error:
         take_out_peft(before)
         raise ValueError(
@@ -141,6 +156,7 @@ def give_back(before: Parameters) -> None:
             now = module._parameters.get(name)
             if parameter is not None and now is not None:
                 parameter.data = parameter.data.to(now)  # the towers may have moved since
+                parameter.requires_grad_(now.requires_grad)  # or be held by others still
         module._parameters.clear()
         module._parameters.update(parameters)
 
