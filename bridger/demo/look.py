@@ -31,12 +31,14 @@ OWN_RULE = " At 0 the head decides by itself."
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-#top { padding: 0; }
+#top .html-container, .part .html-container, #message .html-container, #found .html-container {
+  padding: 0;
+}
 #top h1 { font-size: 1.5rem; margin: 0 0 0.15rem; }
 #top p { margin: 0; color: var(--body-text-color-subdued); }
-.part { padding: 0 !important; }
 .part h2 { font-size: 1rem; font-weight: 600; margin: 0; }
 .part p { margin: 0; font-size: 0.85rem; color: var(--body-text-color-subdued); }
+[id^="examples-"]:not(:has(button)) { display: none; }
 #seen { min-height: 200px; }
 #gallery { min-height: 0 !important; height: auto !important; }
 #gallery .grid-wrap {
@@ -45,7 +47,8 @@ CSS = """
 }
 #gallery .grid-container {
   grid-template-columns: repeat(8, 1fr) !important;
-  grid-template-rows: none !important; gap: 6px; padding: 0;
+  grid-template-rows: none !important; grid-auto-rows: auto !important;
+  gap: 6px; padding: 0;
 }
 #gallery .thumbnail-item { aspect-ratio: 1; height: auto; width: 100%; }
 #message p {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from numbers import Real
 from typing import Any
+
+import numpy as np
 
 MOST_ROWS = 100
 MOST_LETTERS = 500
@@ -59,11 +60,11 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     absent = row.get("share") == 0 and name in ("score", "share", "box")
     if absent:
         return "nothing found" if name == "score" else ""
-    if name == "share" and isinstance(value, Real):
-        return f"{100 * float(value):.1f} %"
+    if name == "share" and isinstance(value, (float, np.floating)):
+        return f"{100 * value:.1f} %"
     if name == "box":
         return escape(", ".join(f"{edge:.0f}" for edge in value))
-    if isinstance(value, Real) and not isinstance(value, (bool, int)):
-        return f"{float(value):.2f}"
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.2f}"
     text = str(value)
     return escape(text if len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + " ...")
