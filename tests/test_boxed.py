@@ -135,7 +135,7 @@ def test_several_years_of_a_split_are_told_apart(coco: Path) -> None:
         write_json(coco / "annotations" / f"instances_{split}2014.json", content())
     assert boxed_splits(coco) == ["train2014", "train2017", "val2014", "val2017"]
     assert open_boxed(coco, "train2017")[0].picture == coco / "train2017" / "größe.jpg"
-    with pytest.raises(FileNotFoundError, match="looked for the first one as\n.*train2014"):
+    with pytest.raises(FileNotFoundError, match="looked for the first one as:\n.*train2014"):
         open_boxed(coco, "train2014")
 
 

@@ -195,7 +195,9 @@ def test_what_means_nothing_for_a_head_is_refused_before_anything_is_loaded(
         code, _, err = run("evaluate", adapter, "--data", data(head), "--head", head, *options)
         assert code == 1 and words in err, err
     code, _, err = run("evaluate", adapter, "--data", data("label"), "--head", "boxes")
-    assert code == 1 and "it holds data for another task: classification" in err, err
+    assert (
+        code == 1 and "holds no data for detection, but for another task: classification" in err
+    ), err
     names = picture.with_name("classes.txt")
     names.write_text("owl\ncar\n")
     predictions: list[tuple[str, list[object], str]] = [

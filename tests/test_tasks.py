@@ -382,10 +382,10 @@ def test_other_data_than_the_task_s_are_named(task: str, data: Data) -> None:
     for other in LAYOUTS:
         if LAYOUTS[other] == LAYOUTS[task]:
             continue
-        with pytest.raises(FileNotFoundError, match="expected|no folder") as refused:
+        with pytest.raises(FileNotFoundError, match="no data for|no folder") as refused:
             find_data(known, data(other))
         owners = sorted(name for name in LAYOUTS if LAYOUTS[name] == LAYOUTS[other])
-        said = f"it holds data for another task: {' or '.join(owners)}"
+        said = f"but for another task: {' or '.join(owners)} (--head {owners[0]} in the shell)"
         assert said in str(refused.value)
 
 

@@ -19,13 +19,19 @@ ADAPTER = "a folder, the Hub's USER/NAME[@REVISION], or tiny or tiny-heads: thos
 
 
 def add_towers_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says which towers an adapter is for."""
+    """Add the options that say which towers an adapter is for, and whether to download them."""
     parser.add_argument(
         "--towers",
         metavar="NAME",
-        help="tiny, open_clip:MODEL[:PRETRAINED][@SIZE], transformers:MODEL[@REVISION], "
-        "etris:FILE[@WORDS], or VISION,TEXT with timm:MODEL and torchvision:MODEL for vision too "
-        "(default: what the adapter says)",
+        help="tiny, open_clip:MODEL[:WEIGHTS][@SIZE], transformers:MODEL[@REVISION][#CLASS], "
+        "etris:FILE[@WORDS], or VISION,TEXT with timm:MODEL[:WEIGHTS][@SIZE] and "
+        "torchvision:MODEL[:WEIGHTS] for vision too (default: what the adapter says)",
+    )
+    parser.add_argument(
+        "--download",
+        action=argparse.BooleanOptionalAction,
+        help="download the towers' weights without asking, or not at all (default: ask where they "
+        "are more than a gigabyte)",
     )
 
 
@@ -225,4 +231,5 @@ def load_model(adapter: str | Path, args: argparse.Namespace) -> Any:
     from bridger.model import BridgedModel
 
     device = device_of(args.device)
-    return BridgedModel.from_pretrained(adapter, towers=args.towers).to(device)
+    model = BridgedModel.from_pretrained(adapter, towers=args.towers, download=args.download)
+    return model.to(device)

@@ -171,7 +171,10 @@ def to_stdout(path: Path | None) -> bool:
 
 
 def write_json(args: argparse.Namespace, result: Any) -> None:
-    """Write what `--json` asks for; `args.stdout` is the process's own."""
+    """Write what `--json` asks for, once; `args.stdout` is the process's own.
+
+    A verb whose results are wanted before it ends calls this itself.
+    """
     if args.json is None:
         return
     text = json.dumps(result, indent=2, default=str)
@@ -180,6 +183,7 @@ def write_json(args: argparse.Namespace, result: Any) -> None:
     else:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(f"{text}\n")
+    args.json = None
 
 
 def say(*lines: str) -> None:
@@ -262,7 +266,7 @@ class Counter:
             layout = "{desc}: {n_fmt}/{total_fmt}{postfix} |{bar}| {elapsed}"
             self.end()
             Counter.drawn = tqdm(
-                total=total, desc=self.name, bar_format=layout, dynamic_ncols=True, leave=True
+                total=total, desc=self.name, bar_format=layout, dynamic_ncols=True, disable=False
             )
         self.shown = done
         self.drawn.set_postfix_str(figure.removeprefix(", "), refresh=False)

@@ -65,7 +65,9 @@ def _to_etris(args: argparse.Namespace) -> dict[str, Any]:
     from bridger import BridgedModel, etris
 
     check_writable(args.target)
-    model = BridgedModel.from_pretrained(find(args.source, args), towers=args.towers)
+    model = BridgedModel.from_pretrained(
+        find(args.source, args), towers=args.towers, download=args.download
+    )
     args.target.parent.mkdir(parents=True, exist_ok=True)
     etris.save(model, args.target)
     say(f"wrote {args.target} ({megabytes(args.target.stat().st_size)})")

@@ -202,7 +202,7 @@ def _write(
         for path, mask in zip(outs, result.masks, strict=False):  # the overlay comes last
             Image.fromarray(FACTOR * mask.astype(np.uint8)).save(path)
     elif registered == LABELS:
-        numbers, background = _numbers(result)
+        numbers, background = result.numbers()
         Image.fromarray(numbers).save(outs[0])
         about = {"classes": list(result.names), "background": background}
     if args.overlay is not None:
@@ -213,17 +213,6 @@ def _write(
         captions = [result.names] if registered == MASKS else []
         result.overlay(args.image, *captions).save(args.overlay)
     return about
-
-
-def _numbers(result: Any) -> tuple[Any, int]:
-    """Return a label map as a picture of 8 or 16 bits, and its number for none of the classes."""
-    import numpy as np
-
-    from bridger.labels import BACKGROUND
-
-    kind = np.uint8 if len(result.names) <= np.iinfo(np.uint8).max else np.uint16
-    background = int(np.iinfo(kind).max)
-    return np.where(result.labels == BACKGROUND, background, result.labels).astype(kind), background
 
 
 def _told(found: Any) -> list[str]:

@@ -277,7 +277,7 @@ def _folder_of(names: Sequence[str], places: Sequence[Path]) -> Path:
             if (place / name).is_file():
                 return place
     looked = "\n".join(f"  {place / names[0]}" for place in places)
-    raise FileNotFoundError(f"the pictures are missing; looked for the first one as\n{looked}")
+    raise FileNotFoundError(f"the pictures are missing; looked for the first one as:\n{looked}")
 
 
 def open_boxed(

@@ -116,4 +116,4 @@ def _has_picture(folder: Path) -> bool:
 def _demand(what: str, places: list[Path], there: bool) -> None:
     if not there:
         looked = "\n".join(f"  {place}" for place in places)
-        raise FileNotFoundError(f"{what} are missing; looked for\n{looked}")
+        raise FileNotFoundError(f"{what} are missing; looked for:\n{looked}")

@@ -60,12 +60,15 @@ def find_data(task: Task, root: Root, asked: Sequence[str] = ()) -> list[str | N
         FileNotFoundError: there is none; for which tasks there are data is said.
         ValueError: there are several, and none was asked for.
     """
-    try:
-        return task.names(root, asked)
-    except FileNotFoundError as error:
+    # First of all: which files were expected is nothing to somebody who has others.
+    if not _has_data(task, root):
         others = [name for name in list_tasks() if _has_data(get_task(name), root)]
-        found = f"\nit holds data for another task: {' or '.join(others)}" if others else ""
-        raise FileNotFoundError(f"{error}{found}") from error
+        if others:
+            raise FileNotFoundError(
+                f"{root} holds no data for {task.name}, but for another task: "
+                f"{' or '.join(others)} (--head {others[0]} in the shell)"
+            )
+    return task.names(root, asked)
 
 
 def _has_data(task: Task, root: Root) -> bool:

@@ -15,6 +15,13 @@ from transformers import TrainerCallback
 from bridger.training.remaining import Remaining
 
 
+PARTS = ("loss", "best", "judging", "left")
+"""What stands behind the bar, in this order."""
+LEFT_OUT = ("best", "loss", "left")
+"""Which of them are left out, one after the other, where the line is longer than the terminal."""
+LEAST_BAR = len("100%|##| / [1:00:00]")
+
+
 class Progress(TrainerCallback):  # type: ignore[misc]
     """A bar on a terminal; elsewhere a line for each log. Both go to stderr.
 
@@ -41,7 +48,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero and sys.stderr.isatty():
             # tqdm's own estimate knows nothing of evaluations.
             layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, bar_format=layout)
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                bar_format=layout,
+                dynamic_ncols=True,
+                disable=False,
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
@@ -121,11 +134,17 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self.bar = None
 
     def _show(self, **parts: str) -> None:
-        """Change parts of what stands behind the bar."""
+        """Change parts of what stands behind the bar; of a narrow terminal the first ones go."""
         self._shown |= parts
-        if self.bar is not None:
-            order = ("loss", "best", "judging", "left")
-            self.bar.set_postfix_str(", ".join(t for p in order if (t := self._shown.get(p))))
+        if self.bar is None:
+            return
+        shown = {part: text for part in PARTS if (text := self._shown.get(part))}
+        columns = self.bar.format_dict["ncols"] or math.inf
+        room = columns - LEAST_BAR - 2 * len(str(self.bar.total))
+        for part in LEFT_OUT:
+            if sum(len(text) + 2 for text in shown.values()) > room:
+                shown.pop(part, None)
+        self.bar.set_postfix_str(", ".join(shown.values()))
 
     def _left(self, args: Any, state: Any) -> str:
         steps = state.max_steps - state.global_step

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     classes = _or(args.classes, CLASSES)
     if not labelled:
         _refuse_again(args.folder, layout)
+    say(f"making {sum(counts.values())} scenes")
     started = time.monotonic()
     write_scenes(args.folder, counts, args.size, args.seed, layout, classes)
     seconds = time.monotonic() - started
