@@ -144,6 +144,7 @@ def test_where_towers_come_from(name: str, found: list[tuple[str, str | None, bo
 
 
 def test_figures_become_a_model_index_and_a_table(owls: Path, tmp_path: Path) -> None:
+    edit(owls, {"tower_source": "open_clip:ViT-B-16:openai"})
     file = tmp_path / "figures.json"
     file.write_text(json.dumps(EVALUATED))
     about, text = split(write_card(owls, "anna/owls", figures=file))
@@ -160,6 +161,16 @@ def test_figures_become_a_model_index_and_a_table(owls: Path, tmp_path: Path) ->
     assert "95 % bootstrap intervals" in text
     same = write_card(owls, "anna/owls", figures=EVALUATED).read_text()
     assert same == write_card(owls, "anna/owls", figures=[file]).read_text()
+
+
+def test_scenes_are_never_called_by_a_published_data_set(owls: Path) -> None:
+    recipe = json.loads((owls / "recipe.json").read_text())
+    (owls / "recipe.json").write_text(json.dumps({**recipe, "datasets": ["refcoco"]}))
+    card = write_card(owls, "anna/owls", figures=EVALUATED)
+    about, text = split(card)
+    assert {r["dataset"]["name"] for r in about["model-index"][0]["results"]} == {"scenes"}
+    assert "| scenes | val | 6 sentences |" in text
+    assert "jxu124" not in card.read_text()
 
 
 def test_figures_that_are_none_are_refused(several: Path, tmp_path: Path) -> None:
@@ -249,13 +260,13 @@ def test_it_renders(several: Path) -> None:
         **EVALUATED,
         "task": "detection",
         "results": [
-            {"dataset": "a|b", "split": "val", "pictures": 5, "metrics": {"mAP": 0.5}},
+            {"dataset": "coco", "split": "a|b", "pictures": 5, "metrics": {"mAP": 0.5}},
         ],
     }
     _, text = split(write_card(several, "anna/several", figures=figures))
     html = markdown.markdown(text, extensions=["tables", "fenced_code", "md_in_html"])
     assert html.count("<table>") == 3
-    assert "a|b</td>" in html
+    assert "<td>a|b</td>" in html
     for leftover in ("```", "| ---", "**", "]("):
         assert leftover not in re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)
     assert '<img alt="What it finds in a drawn scene: ' in html and 'src="card.png"' in html

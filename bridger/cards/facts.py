@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Figures = str | os.PathLike[str] | Mapping[str, Any]
 """What `bridger evaluate --json` wrote: the file, or what is in it."""
 
-EMBEDDED = "tiny"
+EMBEDDED, SCENES = "tiny", "scenes"
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,9 @@ def facts_of(
     config = read_saved_config(folder)
     recipe = folder / RECIPE_FILE
     towers = towers_of(folder)
+    results = _results(figures, [head["type"] for head in config["heads"].values()])
+    if towers == EMBEDDED:  # scenes come in the layouts of published data sets, and are none
+        results = [{**record, "dataset": SCENES} for record in results]
     heads = [_head(name, saved) for name, saved in config["heads"].items()]
     return Facts(
         repo_id=repo_id,
@@ -121,7 +124,7 @@ def facts_of(
         numbers=_numbers(folder / WEIGHTS_FILE),
         size=(folder / WEIGHTS_FILE).stat().st_size,
         tower_numbers=None if model is None else _tower_numbers(model),
-        results=_results(figures, [head.registered for head in heads]),
+        results=results,
         licence=licence,
     )
 

@@ -24,7 +24,7 @@ def metadata(facts: Facts) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     base_models = [origin.hub_id for origin in facts.origins if origin.hub_id]
-    trained_on = (facts.recipe or {}).get("datasets") or ()
+    trained_on = () if facts.is_embedded else (facts.recipe or {}).get("datasets") or ()
     kinds = dict.fromkeys(head.registered.replace("_", "-") for head in facts.heads)
     adapts: dict[str, Any] = {"base_model_relation": "adapter"} if base_models else {}
     return ModelCardData(

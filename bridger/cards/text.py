@@ -181,8 +181,11 @@ def _figures(facts: Facts) -> list[str]:
         ]
         header = ("data set", "split", "judged", *names)
         parts += [f"{task.replace('_', ' ').capitalize()}, in percent:", table(header, rows)]
-    note = "In brackets: 95 % bootstrap intervals over pictures."
-    return [*parts, note] if any(map(_intervals, facts.results)) else parts
+    if any(map(_intervals, facts.results)):
+        parts.append("In brackets: 95 % bootstrap intervals over pictures.")
+    if parts and not facts.is_embedded:
+        parts.append("Data sets are called by the layout of their files.")
+    return parts
 
 
 def _judged(record: Mapping[str, Any]) -> str:
