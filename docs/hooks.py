@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = "repository"  # the folder of the site that shows files of the repository
+UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 LANGUAGES = {".py": "python", ".sh": "sh", ".cfg": "ini", ".toml": "toml", ".json": "json"}
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
@@ -46,8 +47,7 @@ def on_files(files: Any, config: Any) -> Any:
         text = (ROOT / path).read_text()
         if path.endswith(".md"):
             waiting += repository_files(text, path)
-        content = "---\nsearch:\n  exclude: true\n---\n\n" + as_page(path, text)
-        files.append(File.generated(config, page_of(path), content=content))
+        files.append(File.generated(config, page_of(path), content=as_page(path, text)))
     return files
 
 
@@ -68,11 +68,11 @@ def page_of(path: str) -> str:
 
 
 def as_page(path: str, text: str) -> str:
-    """Return Markdown as it is, and any other file as a block of code."""
+    """Return Markdown as it is, and any other file as a block of code that search leaves out."""
     if path.endswith(".md"):
         return text
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return f"# {path}\n\n````{language}\n{text.rstrip()}\n````\n"
+    return f"{UNSEARCHED}# {path}\n\n````{language}\n{text.rstrip()}\n````\n"
 
 
 def relinked(text: str, page: str) -> str:

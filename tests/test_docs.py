@@ -61,13 +61,6 @@ def test_what_a_page_includes_is_a_script_with_a_test(page: Path) -> None:
         assert Path(script).name in tests, f"no test names {script}"
 
 
-def test_every_example_is_on_the_page_of_examples() -> None:
-    there = {path.resolve() for path in (ROOT / "examples").rglob("*.py")}
-    page = ROOT / "docs" / "examples.md"
-    linked = {(page.parent / target).resolve() for target in LINK.findall(page.read_text())}
-    assert not there - linked
-
-
 def test_tutorials_include_scripts() -> None:
     tutorials = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
     assert len(tutorials) == 7
