@@ -36,11 +36,7 @@ def cached_file(repo_id: str, file: str, revision: str | None = None) -> Path | 
 
 def has_content(repo_id: str, sha256: str) -> bool:
     """Whether a large file is in the cache, of whichever revision: it is not downloaded again."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = repo_folder_name(repo_id=repo_id, repo_type="model")
-    return (Path(constants.HF_HUB_CACHE) / folder / "blobs" / sha256).is_file()
+    return (_cache_of(repo_id) / "blobs" / sha256).is_file()
 
 
 def model_folder(name: str, revision: str | None = None) -> Path | None:
@@ -54,6 +50,27 @@ def model_folder(name: str, revision: str | None = None) -> Path | None:
         return Path(name)
     config = cached_file(name, "config.json", revision)
     return None if config is None else config.parent
+
+
+def model_folders(name: str) -> list[Path]:
+    """Return all folders that a model of transformers may have been loaded from, main's first."""
+    first = model_folder(name)
+    if Path(name).is_dir():
+        return [Path(name)]
+    others = sorted((_cache_of(name) / "snapshots").glob("*/"))
+    return [*([first] if first else []), *(folder for folder in others if folder != first)]
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit whose files a folder holds, or None where it is not in the cache."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _cache_of(repo_id: str) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
 
 
 def chosen_files(names: Iterable[str], kinds: Sequence[str] = MODEL_FILES) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridger.hub_cache import model_folder, weights_in
+from bridger.hub_cache import commit_of, model_folders, weights_in
 from bridger.tower_peft import own_tensors
 from bridger.towers.base import is_a
 
@@ -64,17 +64,16 @@ def transformers_name(given: Any, module: nn.Module) -> str | None:
     name = getattr(given, "name_or_path", None)
     if not is_a(given, "transformers", "PreTrainedModel") or not name:
         return None
-    revision = None if os.path.isdir(name) else getattr(given.config, "_commit_hash", None)
-    folder = model_folder(name, revision)
     try:
         kind = _kind(given)
-        same = kind is not None and folder is not None and _is_of(given, module, folder)
+        folder = None if kind is None else _first_of(given, module, model_folders(name))
     except Exception:  # whatever a file that is broken or of another kind leads to: not known
         return None
-    if not same:
+    if folder is None:
         return None
-    path = os.path.abspath(name) if os.path.isdir(name) else name
-    return f"transformers:{path}" + (f"@{revision}" if revision else "") + str(kind)
+    if os.path.isdir(name):
+        return f"transformers:{os.path.abspath(name)}{kind}"
+    return f"transformers:{name}@{commit_of(folder)}{kind}"
 
 
 def _has_its_pooler(given: Any) -> bool:
@@ -93,6 +92,10 @@ def _kind(given: Any) -> str | None:
     said = (getattr(given.config, "auto_map", None) or {}).get("AutoModel", "")
     brought = kind.__module__.startswith("transformers_modules.")
     return "" if brought and said.rpartition(".")[2] == kind.__name__ else None
+
+
+def _first_of(given: Any, module: nn.Module, folders: Iterable[Path]) -> Path | None:
+    return next((folder for folder in folders if _is_of(given, module, folder)), None)
 
 
 def _is_of(given: Any, module: nn.Module, folder: Path) -> bool:

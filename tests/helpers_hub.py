@@ -277,7 +277,10 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, name: str, revision: str = "main") -> None:
         repo = self.readable(name)
         sha = self.commit_of(repo, revision)
-        siblings = [{"rfilename": path} for path in repo.commits[sha]]
+        siblings = [
+            {"rfilename": path, **(about_blob(path, body) if "blobs" in self.query else {})}
+            for path, body in repo.commits[sha].items()
+        ]
         about = {"id": name, "modelId": name, "private": repo.private, "tags": []}
         self.json({**about, "sha": sha, "siblings": siblings})
 
@@ -321,6 +324,13 @@ def etag(path: str, content: bytes) -> str:
     if path.endswith(LFS):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def about_blob(path: str, content: bytes) -> dict[str, Any]:
+    """Return what the Hub says of a file where its metadata are asked for."""
+    size, name = len(content), etag(path, content)
+    lfs = {"lfs": {"sha256": name, "size": size, "pointerSize": 134}} if path.endswith(LFS) else {}
+    return {"size": size, "blobId": name, **lfs}
 
 
 Route = Callable[..., None]

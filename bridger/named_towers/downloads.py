@@ -204,7 +204,7 @@ def _of_open_clip(model: str, tag: str) -> Iterator[OnHub | AtUrl]:
     found = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
     if hub := found.get("hf_hub"):
         repo_id, file = os.path.split(hub)
-        yield OnHub(repo_id, _or_safe(file or "open_clip_pytorch_model.bin"))
+        yield OnHub(repo_id, _or_safe(file or "open_clip_pytorch_model.bin", (".bin", ".pth")))
     elif url := found.get("url"):
         yield AtUrl(url, Path("~/.cache/clip").expanduser() / os.path.basename(url))
 
@@ -215,7 +215,8 @@ def _of_timm(model: str, tag: str) -> Iterator[OnHub | AtUrl]:
     found = get_pretrained_cfg(f"{model}.{tag}")
     if found and found.hf_hub_id:
         repo_id, _, revision = found.hf_hub_id.partition("@")
-        kinds = _or_safe(found.hf_hub_filename or "pytorch_model.bin")
+        file = found.hf_hub_filename or "pytorch_model.bin"
+        kinds = ["model.safetensors", file] if file == "pytorch_model.bin" else _or_safe(file)
         yield OnHub(repo_id, kinds, revision or None)
     elif found and found.url:
         url, file = found.url if isinstance(found.url, (tuple, list)) else (found.url, None)
@@ -236,15 +237,13 @@ def _in_torch_hub(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)
 
 
-def _or_safe(file: str) -> list[str]:
+def _or_safe(file: str, unsafe: tuple[str, ...] = (".bin",)) -> list[str]:
     """Return a file's names in the order in which open_clip and timm look for them."""
-    stem, end = os.path.splitext(file)
-    names = {
-        "open_clip_pytorch_model.bin": "open_clip_model.safetensors",
-        "pytorch_model.bin": "model.safetensors",
-    }
-    safe = names.get(file, f"{stem}.safetensors") if end in (".bin", ".pth") else None
-    return [file] if safe is None else [safe, file]
+    if not file.endswith(unsafe):
+        return [file]
+    if file == "open_clip_pytorch_model.bin":
+        return ["open_clip_model.safetensors", file]
+    return [f"{os.path.splitext(file)[0]}.safetensors", file]
 
 
 def _sum(sizes: Iterator[int | None]) -> int | None:

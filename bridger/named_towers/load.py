@@ -73,9 +73,7 @@ def load_towers(
         else:
             vision, text, processor = _two(vision_name, text_name, trust_remote_code)
     for tower, side in ((vision, vision_name), (text, text_name)):
-        remember(
-            tower, lasting(side, getattr(getattr(tower, "config", None), "_commit_hash", None))
-        )
+        remember(tower, lasting(side))
     return vision, text, processor
 
 

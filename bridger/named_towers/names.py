@@ -6,6 +6,8 @@ import os
 import re
 from typing import NamedTuple
 
+from bridger.hub_cache import commit_of, model_folder
+
 KNOWN = (
     "tiny (the embedded pair), open_clip:MODEL[:WEIGHTS][@SIZE] such as "
     "open_clip:ViT-B-16-quickgelu:openai@416, transformers:MODEL[@REVISION][#CLASS] such as "
@@ -115,22 +117,23 @@ def split_checkpoint(model: str) -> Checkpoint:
     return Checkpoint(path, revision, class_name if mark else None)
 
 
-def lasting(name: str, revision: str | None = None) -> str:
+def lasting(name: str) -> str:
     """Return one side's name so that it means the same from another folder, and tomorrow.
 
+    Paths become absolute, and a model of transformers is named with the commit that is cached.
+
     Args:
-        name: of one tower, or of two that come together.
-        revision: the commit that a model of transformers was loaded from, where it is known.
+        name: of one tower, or of two that come together, which were just loaded.
     """
     library, _, model = name.partition(":")
     if library == "transformers":
-        path, _, class_name = split_checkpoint(model)
-        local = os.path.isdir(path)
-        at = f"@{revision}" if revision and not local else ""
-        if not at and not local:
-            return name
+        path, revision, class_name = split_checkpoint(model)
         kind = f"#{class_name}" if class_name else ""
-        return f"transformers:{os.path.abspath(path) if local else path}{at}{kind}"
+        if os.path.isdir(path):
+            return f"transformers:{os.path.abspath(path)}{kind}"
+        folder = model_folder(path, revision)
+        at = revision if folder is None else commit_of(folder)
+        return f"transformers:{path}{f'@{at}' if at else ''}{kind}"
     if library == "etris":
         file, words = split_words(model)
         return f"etris:{os.path.abspath(file)}" + (f"@{words}" if words else "")
