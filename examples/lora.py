@@ -16,8 +16,10 @@ import torch
 
 import bridger
 from bridger import BridgedModel, BridgerConfig, attach_bridgers
-from bridger.data.scenes import make_scene
+from bridger.data.expressions import Expression
+from bridger.data.scenes import Scene, make_scene
 from bridger.heads import ReferringSegmentationHead
+from bridger.predictions import Prediction
 from bridger.predictions.side_by_side import beside
 
 BATCH = 16
@@ -51,13 +53,15 @@ def main() -> None:
     model.train()
     for step in range(args.steps):
         scenes = [make_scene("train", step * BATCH + number) for number in range(BATCH)]
-        asked = [scene.expressions[0] for scene in scenes]
+        asked = [(scene, said) for scene in scenes for said in two_of(scene)]
         pixels, _ = processor.images([scene.image for scene in scenes])
-        masks = [s.objects[a.target].mask for s, a in zip(scenes, asked, strict=True)]
-        labels = torch.stack([torch.from_numpy(mask) for mask in masks]).float()
-        words = processor.text([said.sentence for said in asked])
+        words = processor.text([said.sentence for _, said in asked])
+        words = {name: ids.unflatten(0, (BATCH, 2)) for name, ids in words.items()}
+        masks = [torch.from_numpy(scene.objects[said.target].mask) for scene, said in asked]
+        labels = torch.stack(masks).float().unflatten(0, (BATCH, 2))
         loss = model(pixels, **words, labels=labels).loss
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.trainable_parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -85,7 +89,13 @@ def main() -> None:
     print(f"saved {args.out}, wrote lora.png")
 
 
-def answers(model: BridgedModel, scenes: list) -> tuple[list, float]:
+def two_of(scene: Scene) -> tuple[Expression, Expression]:
+    """Return two expressions, of different objects where words mean several."""
+    first, *others = scene.expressions
+    return first, next((said for said in others if said.target != first.target), first)
+
+
+def answers(model: BridgedModel, scenes: list[Scene]) -> tuple[list[Prediction], float]:
     """Ask about each scene; return the answers and the seconds that one takes."""
     started = time.perf_counter()
     found = [model.predict(scene.image, [scene.expressions[0].sentence]) for scene in scenes]

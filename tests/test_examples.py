@@ -10,23 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_examples import EXAMPLES, run
 from PIL import Image
 
 from bridger.data.scenes import make_scene
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-def run(name: str, *args: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
