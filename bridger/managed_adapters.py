@@ -22,7 +22,7 @@ from bridger.encoder import BridgedEncoder
 from bridger.heads import Head
 from bridger.recomputing import is_recomputing
 from bridger.saving import SavedModel
-from bridger.sharded import is_sharded
+from bridger.sharded import is_wrapped
 from bridger.tower_peft import LayersAside, tuned_modules
 from bridger.towers.base import is_layer, unwrap
 
@@ -123,8 +123,10 @@ class ManagedAdapters(SavedModel):
         if is_disabled(self.encoder):
             raise RuntimeError("leave model.disable() before another adapter is set")
         aside, (model, layers) = self._take_out(), chosen
-        dtype, active = self._adapter_dtype(), self.active_adapter
-        recomputing = self.encoder.recomputing or is_recomputing(self)
+        active, own = self.active_adapter, list(self._own_modules())
+        parameters = (p for module in own for p in module.parameters(recurse=False))
+        dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+        recomputing = self.encoder.recomputing or any(map(is_recomputing, own))
         if recomputing:
             self.activation_checkpointing_disable()
         for part in PARTS:
@@ -133,8 +135,7 @@ class ManagedAdapters(SavedModel):
             setattr(model, part, mine)
         self._resting |= {active: (model, aside), name: None}
         layers.put_back(self.encoder.before_peft)
-        self._move_adapter(dtype)
-        self.train(self.training)
+        self._follow(dtype)
         if recomputing:
             self.activation_checkpointing_enable()
 
@@ -228,7 +229,7 @@ class ManagedAdapters(SavedModel):
 
     def _check_changeable(self) -> None:
         self.encoder.check_attached()
-        if any(map(is_sharded, self.parameters())):
+        if any(map(is_wrapped, (self, *self._own_modules()))):
             raise RuntimeError(
                 "this model is spread over processes: load and set adapters before FSDP wraps it"
             )
@@ -263,21 +264,20 @@ class ManagedAdapters(SavedModel):
         yield from self._modules["heads"].modules()  # type: ignore[union-attr]
         yield from self.encoder.own_modules()
 
-    def _adapter_dtype(self) -> torch.dtype | None:
-        """Return the dtype of what the active adapter trains, None where it trains nothing."""
-        own = (p for module in self._own_modules() for p in module.parameters(recurse=False))
-        return next((p.dtype for p in own if p.is_floating_point()), None)
-
-    def _move_adapter(self, dtype: torch.dtype | None) -> None:
-        """Move the active adapter to the towers' device, in another dtype."""
-        towers = self.encoder.towers
-        # Layers of which peft trains a copy get what the layers around them give.
-        tuned, added = (set(tuned_modules(towers, copies=kept)) for kept in (True, False))
+    def _follow(self, dtype: torch.dtype | None) -> None:
+        """Bring the active adapter to the towers' device, a dtype, and the model's mode."""
+        own, towers = list(self._own_modules()), self.encoder.towers
         first = next(towers.parameters())
+        copies: set[nn.Module] = set()
+        if self.encoder.before_peft:
+            # Layers of which peft trains a copy get what the layers around them give.
+            copies = {*tuned_modules(towers)} - {*tuned_modules(towers, copies=False)}
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(first.device, kind if tensor.is_floating_point() else None)
 
-        for module in self._own_modules():
-            kind = first.dtype if module in tuned - added else dtype
+        for module in own:
+            kind = first.dtype if module in copies else dtype
             module._apply(moved, recurse=False)  # type: ignore[no-untyped-call]
+        if any(module.training != self.training for module in own):
+            self.train(self.training)

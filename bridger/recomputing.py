@@ -45,9 +45,9 @@ def recompute(root: nn.Module, on: bool) -> None:
             module.recompute = on
 
 
-def is_recomputing(root: nn.Module) -> bool:
-    """Whether the switch of a `Recomputing` module below is on."""
-    return any(isinstance(module, Recomputing) and module.recompute for module in root.modules())
+def is_recomputing(module: nn.Module) -> bool:
+    """Whether a module is one that recomputes."""
+    return isinstance(module, Recomputing) and module.recompute
 
 
 def check_options(kwargs: Mapping[str, Any] | None, options: Mapping[str, Any]) -> None:

@@ -31,6 +31,11 @@ def copy_into(target: Any, source: Tensor) -> None:
     target.copy_(source)
 
 
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether `fully_shard` was called on a module itself."""
+    return hasattr(module, "unshard")
+
+
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Inside, other methods of a sharded model than its forward can be called.
@@ -38,12 +43,12 @@ def gathered(model: nn.Module) -> Iterator[None]:
     Its own parameters are whole then; those of blocks that are sharded by themselves still come
     and go as the blocks run. All processes must enter it, and run the model as often.
     """
-    unshard, reshard = getattr(model, "unshard", None), getattr(model, "reshard", None)
-    if unshard is None or reshard is None:
+    if not is_wrapped(model):
         yield
         return
-    unshard()
+    sharded: Any = model
+    sharded.unshard()
     try:
         yield
     finally:
-        reshard()
+        sharded.reshard()

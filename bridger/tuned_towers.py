@@ -13,7 +13,7 @@ from bridger.compiling import CompiledBlocks
 from bridger.features import BridgedFeatures
 from bridger.freezing import flags_before, hold
 from bridger.half_towers import HalfTowers
-from bridger.recomputing import Switched, is_recomputing
+from bridger.recomputing import Switched
 from bridger.running import Batch
 from bridger.tower_peft import (
     Parameters,
@@ -68,8 +68,8 @@ class TunedTowers(HalfTowers):
 
     @property
     def recomputing(self) -> bool:
-        """Whether activation checkpointing is on, in the towers or beside them."""
-        return bool(self._switched) or is_recomputing(self)
+        """Whether this encoder turned activation checkpointing on in the towers."""
+        return bool(self._switched)
 
     def _try_peft(self) -> None:
         """Run the towers once for each new set of peft's layers, and refuse what takes no part."""

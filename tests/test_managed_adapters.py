@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -441,3 +443,13 @@ def test_dropped_models_leave_the_towers_as_they_were(tmp_path: Path) -> None:
     del model
     gc.collect()
     assert trace(clip) == before
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_switching_runs() -> None:
+    script = Path(__file__).parent.parent / "examples" / "benchmarks" / "adapters.py"
+    command = [sys.executable, str(script), "--small", "--switches", "4"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for library in ("bridger", "peft"):
+        assert f"{library}: 5 adapters of " in printed
+    assert printed.count("set_adapter:") == 2 == printed.count("tensors of one more adapter:")
