@@ -34,8 +34,8 @@ def on_files(files: Any, config: Any) -> Any:
     """Add a page for every file of the repository that a page, or the navigation, links to."""
     from mkdocs.structure.files import File
 
-    named = re.findall(rf"{REPOSITORY}/[^'\"]+", str(config.nav))
-    waiting = [name.removeprefix(f"{REPOSITORY}/") for name in named]
+    named = re.findall(rf"{REPOSITORY}/([^'\"]+)\.md", str(config.nav))
+    waiting = [path for name in named for path in (f"{name}.md", f"{name}/README.md")]
     for page in files.documentation_pages():
         waiting += repository_files(Path(page.abs_src_path).read_text(), f"docs/{page.src_uri}")
     shown: set[str] = set()
@@ -64,27 +64,28 @@ def page_of(path: str) -> str:
     """Return the page, as mkdocs counts from docs/, that shows a file of the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return f"{REPOSITORY}/{path}" if path.endswith(".md") else f"{REPOSITORY}/{path}.md"
+    name = path.removesuffix("/README.md").removesuffix(".md")
+    return f"{REPOSITORY}/{name}.md"
 
 
 def as_page(path: str, text: str) -> str:
     """Return Markdown as it is, and any other file as a block of code that search leaves out."""
     if path.endswith(".md"):
-        return text
+        return relinked(text, path)
     language = LANGUAGES.get(Path(path).suffix, "text")
     return f"{UNSEARCHED}# {path}\n\n````{language}\n{text.rstrip()}\n````\n"
 
 
-def relinked(text: str, page: str) -> str:
-    """Point links to files of the repository at their pages; `page` is as mkdocs counts it."""
-    here = page.removeprefix(f"{REPOSITORY}/") if page.startswith(REPOSITORY) else f"docs/{page}"
+def relinked(text: str, path: str) -> str:
+    """Point links to files of the repository at their pages; `path` is the text's own."""
+    folder = posixpath.dirname(page_of(path))
 
     def point(match: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(here), match[1]))
-        inside = target.startswith("docs/") and here.startswith("docs/")
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(path), match[1]))
+        inside = target.startswith("docs/") and path.startswith("docs/")
         if inside or not (ROOT / target).is_file():
             return match[0]
-        return f"]({posixpath.relpath(page_of(target), posixpath.dirname(page))}{match[2] or ''})"
+        return f"]({posixpath.relpath(page_of(target), folder)}{match[2] or ''})"
 
     parts = FENCE.split(text)
     parts[::2] = [LINK.sub(point, part) for part in parts[::2]]
@@ -93,7 +94,9 @@ def relinked(text: str, page: str) -> str:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Point links at pages, and write the command line's reference where a page asks for it."""
-    text = relinked(markdown, page.file.src_uri)
+    if page.file.src_uri.startswith(f"{REPOSITORY}/"):
+        return markdown
+    text = relinked(markdown, f"docs/{page.file.src_uri}")
     return text.replace(COMMAND_LINE, command_line()) if COMMAND_LINE in text else text
 
 
