@@ -46,7 +46,7 @@ class Shown:
 
 @dataclass
 class Screen:
-    """A terminal of so many columns that wraps lines, and knows how to go back to a line's start."""
+    """A terminal of so many columns, which wraps lines and goes back to a line's start."""
 
     columns: int
     lines: list[list[str]] = field(default_factory=lambda: [[]])

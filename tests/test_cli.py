@@ -244,8 +244,8 @@ def test_convert_goes_both_ways(run: Run, tmp_path: Path) -> None:
     source, adapter, back = (tmp_path / name for name in ("etris.pth", "adapter", "back.pth"))
     torch.save({"state_dict": state, "epoch": 3}, source)
     code, out, err = run("convert", source, adapter)
-    assert code == 0 and f"--towers etris:{source}" in out, err
-    code, _, err = run("convert", adapter, back, "--to-etris", "--towers", f"etris:{source}")
+    assert code == 0 and f"bridger predict IMAGE WORDS --adapter {adapter}\n" in out, err
+    code, _, err = run("convert", adapter, back, "--to-etris")
     assert code == 0, err
     again = torch.load(back, weights_only=True)["state_dict"]
     assert list(again) == list(state)

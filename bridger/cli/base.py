@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -189,6 +190,11 @@ def write_json(args: argparse.Namespace, result: Any) -> None:
 def say(*lines: str) -> None:
     """Print lines for people, at once."""
     print(*lines, sep="\n", flush=True)
+
+
+def command(*words: object) -> str:
+    """Return a command line of `bridger` that can be copied into a shell."""
+    return shlex.join(["bridger", *map(str, words)])
 
 
 def complain(line: str) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from bridger.cli.adapters import ADAPTER, add_import_option, add_towers_option, find
-from bridger.cli.base import check_writable, megabytes, say, whole
+from bridger.cli.base import check_writable, command, megabytes, say, whole
 
 HELP = "turn released ETRIS checkpoints into adapters, and back"
 EXAMPLES = """\
   bridger convert best_model.pth my-adapter
-  bridger convert my-adapter etris.pth --to-etris --towers etris:best_model.pth
+  bridger convert my-adapter etris.pth --to-etris
 """
 
 
@@ -53,12 +53,11 @@ def _from_etris(args: argparse.Namespace) -> dict[str, Any]:
     model = etris.load(args.source, word_length=args.word_length)
     model.save_pretrained(args.target)
     size = (args.target / WEIGHTS_FILE).stat().st_size
-    towers = f"etris:{args.source}"
     say(
         f"saved {args.target} ({megabytes(size)}); its towers stay in {args.source}",
-        f"next: bridger predict IMAGE WORDS --adapter {args.target} --towers {towers}",
+        "next: " + command("predict", "IMAGE", "WORDS", "--adapter", args.target),
     )
-    return {"adapter": str(args.target), "bytes": size, "towers": towers}
+    return {"adapter": str(args.target), "bytes": size, "towers": model.tower_source}
 
 
 def _to_etris(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bridger.cli.adapters import (
 from bridger.cli.base import say, whole, write_json
 from bridger.tiny_clip import SHIPPED
 
-HELP = "open a page in the browser: a picture, words, and what they mean in it"
+HELP = "open a page in the browser that shows what words mean"
 EXAMPLES = """\
   bridger demo
   bridger demo my-adapter

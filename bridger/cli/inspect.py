@@ -78,6 +78,7 @@ def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def _adapter(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Read an adapter's folder; towers are not needed."""
     from bridger.adapter_files import WEIGHTS_FILE, part_of, read
+    from bridger.hub_cache import commit_of
     from bridger.named_towers.of_adapter import towers_of
 
     adapter = find(name, args)
@@ -89,6 +90,8 @@ def _adapter(name: str, args: argparse.Namespace) -> dict[str, Any]:
         part["bytes"] += tensor.numel() * tensor.element_size()
     size = (adapter / WEIGHTS_FILE).stat().st_size
     say(f"{name}: adapter of bridger {config['bridger_version']}, {megabytes(size)}")
+    if commit := commit_of(adapter):
+        say(f"  from the Hub: commit {commit}")
     for side, tower in config["towers"].items():
         named = f" {tower['name']}" if tower.get("name") else ""
         widths = _short(tower["widths"])
@@ -110,7 +113,13 @@ def _adapter(name: str, args: argparse.Namespace) -> dict[str, Any]:
         say(f"  {part_name:<16}{part['numbers']:>12,} numbers  {megabytes(part['bytes']):>10}")
     towers = towers_of(adapter)
     say(f"  towers: {towers or 'unknown, name them with --towers'}")
-    return {"config": config, "parts": parts, "bytes": size, "load_towers": towers}
+    return {
+        "config": config,
+        "parts": parts,
+        "bytes": size,
+        "load_towers": towers,
+        "commit": commit,
+    }
 
 
 def _options(options: dict[str, Any] | None) -> str:

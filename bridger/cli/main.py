@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.stdout = sys.stdout
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():  # where bars would be thousands of lines
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with _quiet_libraries(), ExitStack() as stack:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a locale may not know every word

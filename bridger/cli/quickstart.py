@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridger.cli.adapters import add_device_option, trains_on_cpu
-from bridger.cli.base import Counter, figures, megabytes, say, table, whole
+from bridger.cli.base import Counter, command, figures, megabytes, say, table, whole
 from bridger.cli.data import DEFAULTS, describe_data
 
 if TYPE_CHECKING:
@@ -204,14 +203,17 @@ def conclude(model: BridgedModel, plan: Plan, picture: dict[str, str]) -> dict[s
 
     size = (plan.out / WEIGHTS_FILE).stat().st_size
     towers = sum(p.numel() * p.element_size() for p in model.encoder.towers.parameters())
-    words = shlex.quote(picture["words"])
+    example = [picture["image"], picture["words"], "--adapter", plan.out]
+    alone = ["--no-bridgers", "--data", plan.data, "--out", "head-alone"]
     model.print_trainable_parameters()
     say(
         f"saved {plan.out} ({megabytes(size)}; the frozen towers are {megabytes(towers)} and are "
         f"not saved again)",
         "try next:",
-        f"  bridger predict {picture['image']} {words} --adapter {plan.out} --overlay mine.png",
-        f"  bridger inspect {plan.out}",
-        f"  bridger quickstart --no-bridgers --data {plan.data} --out head-alone",
+        f"  {command('predict', *example, '--overlay', 'mine.png')}",
+        f"  {command('demo', plan.out)}",
+        f"  {command('inspect', plan.out)}",
+        f"  {command('push', plan.out, 'USER/NAME')}",
+        f"  {command('quickstart', *alone)}",
     )
     return {"adapter": str(plan.out), "bytes": size, "tower_bytes": towers, "picture": picture}

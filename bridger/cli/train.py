@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridger.cli.adapters import add_device_option, add_import_option, trains_on_cpu
-from bridger.cli.base import add_data_options, megabytes, say, whole
+from bridger.cli.base import add_data_options, command, megabytes, say, whole
 from bridger.cli.recipes import find_recipe
 from bridger.cli.train_data import open_training
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 HELP = "tune Bridgers and a head, by a recipe"
 ABOUT = """\
-Without RECIPE the embedded towers are tuned, which needs no GPU and no download;
-`bridger recipes` lists those for CLIP and others. What validates best is saved
-to --out, with the recipe beside it. Ctrl-C saves; --resume goes on.
+Without RECIPE the embedded towers are tuned, which needs no GPU and no
+download; `bridger recipes` lists those for CLIP and others. What validates best
+is saved to --out, with the recipe beside it. Ctrl-C saves; --resume goes on.
 """
 EXAMPLES = """\
   bridger train --data scenes --out my-adapter
@@ -129,7 +128,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     size = (args.out / WEIGHTS_FILE).stat().st_size
     say(
         f"saved {args.out} ({megabytes(size)}) after {time.monotonic() - started:.0f} s",
-        f"next: bridger evaluate {args.out} --data {args.data}",
+        "next:",
+        f"  {command('evaluate', args.out, '--data', args.data)}",
+        f"  {command('demo', args.out)}",
+        f"  {command('push', args.out, 'USER/NAME')}",
     )
     return {"adapter": str(args.out), "bytes": size, "recipe": recipe.to_dict()}
 
@@ -141,8 +143,7 @@ def _resuming(args: argparse.Namespace) -> str:
         given["--device"] = args.device
     options = [word for option, value in given.items() if value for word in (option, value)]
     options += [word for name in args.imports for word in ("--import", name)]
-    words = ["bridger", "train", "--data", args.data, "--out", args.out, *options, "--resume"]
-    return shlex.join(map(str, words))
+    return command("train", "--data", args.data, "--out", args.out, *options, "--resume")
 
 
 def recipe_from(args: argparse.Namespace) -> Recipe:

@@ -1,4 +1,15 @@
-"""Heads by name: a saved adapter names its heads, and this finds their classes."""
+"""Heads by name: a saved adapter names its heads, and this finds their classes.
+
+A head of one's own is known as soon as its module is imported. The command line imports modules and
+files that it is told of:
+
+    bridger predict picture.png owl --adapter my-counter --import my_heads.py
+
+It prints what the head's results return from `found()`, a list of dicts with "words" and perhaps
+"score", "box" and "share", or the results themselves where they have no such method, and draws them
+by `overlay(image)` where they have that. To train and to judge the head it looks for a task of the
+same name, see `bridger.tasks.register_task`.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +63,8 @@ def get_head(name: str) -> type[Head]:
     if name not in names:
         raise ValueError(
             f"no head is called {name!r}: {did_you_mean(name, names)} "
-            "A head of another package is known once its module is imported."
+            "A head of another package is known once its module is imported (in the shell by "
+            "--import)."
         )
     return _HEADS[name]
 

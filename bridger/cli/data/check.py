@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.base import Counter, check_picture, refuse_options, say, whole, write_json
+from bridger.cli.base import Counter, check_picture, command, refuse_options, say, whole, write_json
 from bridger.cli.data.scenes import LABELLED, REFERRING
 
 if TYPE_CHECKING:
@@ -94,8 +93,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         found = "one kind of problem" if kinds == 1 else f"{kinds} kinds of problems"
         raise ValueError(f"{found} in {args.data}: see above")
     if any(split.split == "train" for split in report.splits):
-        head = f"--head {args.task} " if args.task else ""
-        say(f"next: bridger train {head}--data {shlex.quote(str(args.data))} --out my-adapter")
+        head = ["--head", args.task] if args.task else []
+        say("next: " + command("train", *head, "--data", args.data, "--out", "my-adapter"))
     return report.to_dict()
 
 

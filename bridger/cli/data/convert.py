@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import Counter, say
+from bridger.cli.base import Counter, command, say
 
 HELP = "write referring expressions as JSON Lines"
 ABOUT = """\
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for split, (written, left_out) in counts.items()
         ),
         "pictures stay where they are",
-        f"next: bridger data check {shlex.quote(str(args.out))}",
+        "next: " + command("data", "check", args.out),
     )
     refs = {split: written for split, (written, _) in counts.items()}
     left_out = {split: count for split, (_, count) in counts.items()}

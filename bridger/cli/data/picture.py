@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
-from bridger.cli.base import check_picture, say
+from bridger.cli.base import check_picture, command, say
 from bridger.cli.data.scenes import add_scene_options
 
 HELP = "make one scene, and say what can be asked of it"
@@ -41,6 +40,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     say(f"wrote {args.picture}. Each line means one object:")
     say(*(f"  {scene.objects[i].kind.name}: {', '.join(s)}" for i, s in sorted(said.items())))
     longest = max((e.sentence for e in scene.expressions), key=len)
-    say(f"try: bridger predict {shlex.join([str(args.picture), longest])} --overlay seen.png")
+    say("try: " + command("predict", args.picture, longest, "--overlay", "seen.png"))
     objects = [{"name": scene.objects[i].kind.name, "sentences": s} for i, s in said.items()]
     return {"picture": str(args.picture), "objects": objects, "seed": args.seed, "size": args.size}
