@@ -12,34 +12,26 @@ from bridger.attachment import Attachment
 from bridger.batch_statistics import BatchStatistics
 from bridger.bridgers import BridgerConfig
 from bridger.bridging import make_bridgers, stride_of
-from bridger.compiling import CompiledBlocks
 from bridger.disabling import disabled, is_disabled
 from bridger.expressions import check_word_length
 from bridger.features import BridgedFeatures, EncoderSpec, TextFeatures
 from bridger.freezing import Flags, flags_before
-from bridger.recomputing import (
-    Switched,
-    check_options,
-    recompute,
-    recomputes_in_train_mode,
-    switch_off,
-    switch_on,
-)
+from bridger.recomputing import Switched, recomputes_in_train_mode
 from bridger.running import Batch, Ready, TowerHooks, prepare_text, run_bridged, run_text
 from bridger.stages import Stages, resolve_stages
 from bridger.summary import stage_table
+from bridger.switched_towers import SwitchedTowers
 from bridger.tower_peft import Parameters, find_peft, tuned_modules
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower
 from bridger.towers.contrastive import read_contrast
-from bridger.tuned_towers import TunedTowers
 
 if TYPE_CHECKING:
     from bridger.heads import Head
     from bridger.model import BridgedModel
 
 
-class BridgedEncoder(TunedTowers):
+class BridgedEncoder(SwitchedTowers):
     """A vision and a text tower that exchange information at every stage.
 
     Made by `attach_bridgers`. The towers' own forwards run in lockstep; at stage i the Bridger
@@ -78,7 +70,7 @@ class BridgedEncoder(TunedTowers):
         )
         self.trainable = tuple(trainable)
         self.word_length = check_word_length(word_length, text.max_length)
-        self._compiled: tuple[CompiledBlocks, CompiledBlocks] | None = None
+        self._compiled = None
         self._switched: list[Switched] = []
         self.before_peft: Parameters = {}  # set where loading put layers of peft into the towers
         self.dense = vision.dense_projection(connect=connect)
@@ -230,56 +222,6 @@ class BridgedEncoder(TunedTowers):
         moved = BatchStatistics((vision, text), tensors, self.tower_tensors.stand_in)
         yield Ready(self._hooks, *moved.towers, moved.tensors)
         moved.keep()
-
-    def compile(self, **options: Any) -> None:
-        """Compile the blocks of both towers and the Bridgers, each by itself.
-
-        Bridged runs alone are compiled; the towers called on their own run as before. Copies and
-        what is loaded from a folder are not compiled.
-
-        Args:
-            **options: of `torch.compile`, such as `mode="max-autotune"`.
-
-        Raises:
-            ValueError: the adapter trains tensors inside blocks, which compiled blocks do not see.
-        """
-        owned = self._owned()
-        self._compiled = (
-            CompiledBlocks(self.vision, owned["vision"], options),
-            CompiledBlocks(self.text, owned["text"], options),
-        )
-        for bridger in self.bridgers.stages if self.bridgers else ():
-            bridger.compile(**options)
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
-    ) -> None:
-        """Compute again in backward what blocks and Bridgers need, in place of keeping it.
-
-        Towers recompute where their library offers it, until detaching; blocks of transformers
-        do so in train mode only.
-
-        Args:
-            activation_checkpointing_kwargs: as transformers' Trainer hands them over; nothing but
-                the defaults can be done.
-            **options: the same, one by one.
-
-        Raises:
-            ValueError: anything else is asked for.
-        """
-        check_options(activation_checkpointing_kwargs, options)
-        for tower in (self.vision, self.text):
-            if tower.recomputable:
-                self._switched += switch_on(tower.module)
-        recompute(self, True)
-        self.train(self.training)
-
-    def activation_checkpointing_disable(self) -> None:
-        """Undo `activation_checkpointing_enable`; what was on before it stays on."""
-        switch_off(self._switched)
-        self._switched.clear()
-        recompute(self, False)
-        self.train(self.training)
 
     @contextmanager
     def disable(self) -> Iterator[None]:
