@@ -19,7 +19,7 @@ from bridger.demo.choices import Choice, load_choices
 from bridger.demo.files import download_of
 from bridger.demo.gallery import compose_gallery
 from bridger.demo.pictures import SHOWN_SIDE
-from bridger.demo.session import Desk, Session
+from bridger.demo.session import Desk, Session, View
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +77,12 @@ def test_the_page_says_what_predict_says(desk: Desk, scene: str, head: str) -> N
     choice = desk.choices[head]
     session = asked(desk, scene, choice)
     expected = predicted(choice, scene)
-    view = desk.show(session, choice.threshold or 0.0)
+    view = desk.show(session, scene, choice.threshold or 0.0)
     assert view.rows == expected.found()
     words = [expected.names] if head == "Masks" else []
     assert np.array_equal(np.asarray(view.overlay), np.asarray(expected.overlay(scene, *words)))
-    download = desk.download(session, choice.threshold or 0.0)
-    assert download is not None and download.data == download_of(expected).data
+    download = desk.download(session, scene, choice.threshold or 0.0)
+    assert download.data == download_of(expected).data
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -91,7 +91,7 @@ def test_another_threshold_runs_no_model(desk: Desk, scene: str, head: str) -> N
     session = asked(desk, scene, choice)
     with counted(choice.model) as runs:
         for threshold in (0.2, 0.6):
-            view = desk.show(session, threshold)
+            view = desk.show(session, scene, threshold)
             expected = predicted(choice, scene, threshold=threshold)
             runs.pop()  # predict's own
             assert view.rows == expected.found()
@@ -112,7 +112,7 @@ def test_without_names_the_classes_of_training_are_meant(desk: Desk, scene: str)
     choice = desk.choices["Label map"]
     session, view = desk.ask(Session(), scene, " \n", "Label map", 0.0)
     assert view.rows == choice.model.predict(scene, head=choice.name).found()
-    assert session.answer is not None and len(session.answer.texts.names) == 40
+    assert len(session.answer(scene).texts.names) == 40  # type: ignore[union-attr]
 
 
 def test_another_picture_forgets_the_answers_to_the_last(
@@ -127,6 +127,14 @@ def test_another_picture_forgets_the_answers_to_the_last(
     assert session.picture is not None and session.picture.size == (30, 40)
 
 
+def test_an_answer_is_not_shown_for_another_picture(desk: Desk, scene: str) -> None:
+    session = asked(desk, scene, desk.choices["Masks"])
+    for path in (None, f"{scene}.other"):
+        assert desk.show(session, path, 0.35) == View()
+        with pytest.raises(ValueError, match="Nothing was asked about this picture"):
+            desk.download(session, path, 0.35)
+
+
 def test_visitors_at_once_get_what_each_would_get_alone(
     desk: Desk, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -136,7 +144,7 @@ def test_visitors_at_once_get_what_each_would_get_alone(
 
     def visit(job: tuple[str, Choice]) -> Any:
         path, choice = job
-        return desk.show(asked(desk, path, choice), choice.threshold or 0.0).rows
+        return desk.show(asked(desk, path, choice), path, choice.threshold or 0.0).rows
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(visit, jobs)) == expected
@@ -148,14 +156,13 @@ def test_a_large_picture_is_shown_small_and_downloaded_whole(desk: Desk, tmp_pat
     Image.fromarray(noise).resize((2000, 1200)).save(path)
     choice = desk.choices["Masks"]
     session = asked(desk, str(path), choice)
-    view = desk.show(session, 0.02)
+    view = desk.show(session, str(path), 0.02)
     expected = predicted(choice, path, threshold=0.02)
     assert view.overlay is not None and view.overlay.width == SHOWN_SIDE
     for row, true in zip(view.rows or (), expected.found(), strict=True):
         assert np.allclose(row["box"], true["box"], atol=2 * 2000 / SHOWN_SIDE)
         assert row["score"] == pytest.approx(true["score"], abs=0.01)
-    download = desk.download(session, 0.02)
-    assert download is not None
+    download = desk.download(session, str(path), 0.02)
     with zipfile.ZipFile(io.BytesIO(download.data)) as archive:
         masks = [np.asarray(Image.open(archive.open(f"mask-{n}.png"))) for n in (1, 2)]
     assert np.array_equal(np.stack(masks) == 255, expected.masks)
@@ -169,11 +176,11 @@ def test_a_head_of_ones_own_is_shown_as_a_table(scene: str) -> None:
     choice = desk.choices["lamp"]
     session = asked(desk, scene, choice)
     expected = predicted(choice, scene)
-    view = desk.show(session, 0.5)
+    view = desk.show(session, scene, 0.5)
     assert view.rows == [{"words": k, "value": v} for k, v in expected.items()]
     assert view.overlay is None and view.download == "Download the result"
-    download = desk.download(session, 0.5)
-    assert download is not None and download.name == "found.json"
+    download = desk.download(session, scene, 0.5)
+    assert download.name == "found.json"
     assert json.loads(download.data) == view.rows
 
 

@@ -170,8 +170,8 @@ def test_tables_say_where_nothing_was_found() -> None:
 
 def test_a_label_map_is_downloaded_with_its_classes(desk: Desk, scene: str) -> None:
     session = asked(desk, scene, desk.choices["Label map"])
-    download = desk.download(session, 0.0)
-    assert download is not None and download.name == "labels.zip"
+    download = desk.download(session, scene, 0.0)
+    assert download.name == "labels.zip"
     with zipfile.ZipFile(io.BytesIO(download.data)) as archive:
         labels = np.asarray(Image.open(archive.open("labels.png"))).astype(int)
         about = json.loads(archive.read("found.json"))

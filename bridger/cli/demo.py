@@ -6,6 +6,8 @@ import argparse
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from bridger.cli.adapters import (
@@ -73,9 +75,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import replace
 
     from bridger.demo.limits import Limits
-    from bridger.demo.serving import check_gradio, open_page
+    from bridger.demo.serving import check_gradio, find_port, open_page
 
     check_gradio()
+    find_port(args.host, args.port)  # loading may take a while, so what is wrong is said before
     from bridger.demo.choices import load_choices
 
     started = time.monotonic()
@@ -86,34 +89,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     say(f"loading {', '.join(adapters)}")
     choices = load_choices(adapters, args.towers, device_of(args.device))
     loaded = time.monotonic()
-    # Whoever ends the process otherwise ends it as cleanly.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with open_page(
-            choices,
-            limits,
-            host=args.host,
-            port=args.port,
-            browser=args.open,
-            debug=args.debug,
-        ) as address:
-            result = {
-                "address": address,
-                "heads": {choice.label: choice.adapter for choice in choices},
-                "seconds": {"loading": loaded - started, "opening": time.monotonic() - loaded},
-            }
+    result: dict[str, Any] = {"heads": {choice.label: choice.adapter for choice in choices}}
+    with (
+        _ended_like_ctrl_c(),
+        open_page(
+            choices, limits, host=args.host, port=args.port, browser=args.open, debug=args.debug
+        ) as address,
+    ):
+        try:
+            seconds = {"loading": loaded - started, "opening": time.monotonic() - loaded}
+            result = {"address": address, **result, "seconds": seconds}
             write_json(args, result)
             args.json = None  # written while the page is open: scripts want its address
             say(f"the page is open at {address} (Ctrl-C ends it)")
-            _wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
     say("closed")
     return result
 
 
-def _wait() -> None:
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Let whoever ends the process politely end it as cleanly as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        return
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

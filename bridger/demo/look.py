@@ -81,6 +81,9 @@ CSS = """
 }
 """
 
+EMPTY = "() => [null, '', '']"
+"""Takes an answer away before the next one can come: its picture, its table, the message."""
+
 SAVE = """(file) => {
   if (!file) return;
   const link = document.createElement("a");

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridger.demo.files import Download, overlay_file
 from bridger.demo.gallery import Scene
 from bridger.demo.layout import Layout
-from bridger.demo.look import SAVE, TITLE, alert
+from bridger.demo.look import EMPTY, SAVE, TITLE, alert
 from bridger.demo.rows import table_of
-from bridger.demo.session import Desk, Session, View
+from bridger.demo.session import NOTHING_ASKED, Desk, Session, View
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -115,17 +116,13 @@ class PageBuilder:
             api_visibility="private",
             **self._model,
         )
-        parts.picture.input(
-            self.look,
-            [parts.session, parts.picture],
-            [parts.picture, *parts.examples.values(), *self._shown],
-            api_visibility="private",
-        )
+        parts.picture.input(None, None, [parts.seen, parts.found, parts.message], js=EMPTY)
+        parts.picture.input(self.leave_scene, None, [*parts.examples.values()], **QUIET)
 
     def _connect_answers(self) -> None:
         """Connect what is done with an answer."""
         parts = self.parts
-        kept = [parts.session, parts.threshold]
+        kept = [parts.session, parts.picture, parts.threshold]
         parts.threshold.input(
             self.cut,
             kept,
@@ -163,7 +160,7 @@ class PageBuilder:
         choice = self.desk.choices[label]
         words = dict(zip(self.parts.boxes, typed, strict=True))[choice.text]
         if path is None or not (words.strip() or choice.classes):
-            return self._pane(*self.desk.look(session or Session(), path))
+            return self._pane(replace(session or Session(), asked=None), View())
         return self.ask(session, path, label, threshold, *typed)
 
     def turn_to(self, label: str) -> list[Any]:
@@ -192,40 +189,40 @@ class PageBuilder:
         samples = [gr.update(samples=[[w] for w in scene.words[k]]) for k in self.parts.kinds]
         return [scene.path, *firsts, *samples]
 
-    def look(self, session: Session | None, path: str | None) -> list[Any]:
-        """Take a picture of the visitor's, or say why not."""
+    def leave_scene(self) -> list[Any]:
+        """Take the words of a scene away: a visitor's own picture shows other things."""
         import gradio as gr
 
-        session, view = self.desk.look(session or Session(), path)
-        picture = None if view.message else path
-        none = [gr.update(samples=[]) for _ in self.parts.examples]
-        return [picture, *none, *self._pane(session, view)]
+        return [gr.update(samples=[]) for _ in self.parts.examples]
 
-    def cut(self, session: Session | None, threshold: float) -> list[Any]:
+    def cut(self, session: Session | None, path: str | None, threshold: float) -> list[Any]:
         """Show the answer at another threshold."""
         session = session or Session()
-        return self._pane(session, self.desk.show(session, threshold))[1:]
+        return self._pane(session, self.desk.show(session, path, threshold))[1:]
 
-    def result_file(self, session: Session | None, threshold: float) -> list[Any]:
+    def result_file(self, session: Session | None, path: str | None, threshold: float) -> list[Any]:
         """Make the file of what was found."""
-        return self._file(lambda: self.desk.download(session or Session(), threshold))
+        return self._file(lambda: self.desk.download(session or Session(), path, threshold))
 
-    def overlay_file(self, session: Session | None, threshold: float) -> list[Any]:
+    def overlay_file(
+        self, session: Session | None, path: str | None, threshold: float
+    ) -> list[Any]:
         """Make the file of what the page shows."""
-        view = self.desk.show(session or Session(), threshold)
-        overlay = view.overlay
-        return self._file(lambda: None if overlay is None else overlay_file(overlay))
 
-    def _file(self, make: Callable[[], Download | None]) -> list[Any]:
+        def make() -> Download:
+            view = self.desk.show(session or Session(), path, threshold)
+            if view.overlay is None:
+                raise ValueError(view.message or NOTHING_ASKED)
+            return overlay_file(view.overlay)
+
+        return self._file(make)
+
+    def _file(self, make: Callable[[], Download]) -> list[Any]:
         """Return a file where the page serves it and deletes it again, and the message."""
         try:
-            download = make()
-            path = None
-            if download is not None:
-                with tempfile.TemporaryDirectory() as folder:
-                    written = download.write(Path(folder))
-                    path = self.parts.file.move_resource_to_block_cache(written)
-            return [path, _message("")]
+            with tempfile.TemporaryDirectory() as folder:
+                path = make().write(Path(folder))
+                return [self.parts.file.move_resource_to_block_cache(path), _message("")]
         except Exception as error:
             return [None, _message(self.desk.said(error))]
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_ANSWERS = 16
 """Answers that are kept of one visitor, all about one picture."""
 
+NOTHING_ASKED = "Nothing was asked about this picture yet: press Find first."
+
 Question = tuple[str, tuple[str, ...] | None]
 """A choice's label and the words."""
 
@@ -41,10 +43,11 @@ class Session:
     answers: Mapping[Question, Answer] = field(default_factory=dict)
     asked: Question | None = None
 
-    @property
-    def answer(self) -> Answer | None:
-        """The answer that is shown."""
-        return None if self.asked is None else self.answers[self.asked]
+    def answer(self, path: str | None) -> Answer | None:
+        """Return the answer that is shown, as long as it is about the picture at that path."""
+        if self.asked is None or self.picture is None or self.picture.path != path:
+            return None
+        return self.answers[self.asked]
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Desk:
             kept = dict(list(answers.items())[-MOST_ANSWERS:])
             kept[question] = answers[question]
             session = replace(session, answers=kept, asked=question)
-            return session, self.show(session, threshold)
+            return session, self.show(session, path, threshold)
         except Exception as error:
             return replace(session, asked=None), View(message=self.said(error))
 
@@ -123,18 +126,9 @@ class Desk:
             return session
         return Session(Picture.read(path, self.limits))
 
-    def look(self, session: Session, path: str | None) -> tuple[Session, View]:
-        """Take a picture without asking anything about it."""
-        if path is None:
-            return Session(), View()
-        try:
-            return replace(self.take(session, path), asked=None), View()
-        except Exception as error:
-            return Session(), View(message=self.said(error))
-
-    def show(self, session: Session, threshold: float) -> View:
-        """Show the last answer at a threshold, without running the model."""
-        answer = session.answer
+    def show(self, session: Session, path: str | None, threshold: float) -> View:
+        """Show the last answer about a picture at a threshold, without running the model."""
+        answer = session.answer(path)
         if answer is None:
             return View()
         try:
@@ -149,11 +143,15 @@ class Desk:
         except Exception as error:
             return View(message=self.said(error))
 
-    def download(self, session: Session, threshold: float) -> Download | None:
-        """Return what was found at the picture's own size; None where there is nothing."""
-        answer = session.answer
+    def download(self, session: Session, path: str | None, threshold: float) -> Download:
+        """Return what was found, at the picture's own size.
+
+        Raises:
+            ValueError: nothing was asked about this picture.
+        """
+        answer = session.answer(path)
         if answer is None:
-            return None
+            raise ValueError(NOTHING_ASKED)
         return download_of(answer.result(self.threshold(answer.choice, threshold), whole=True))
 
     @staticmethod
