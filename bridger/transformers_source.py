@@ -53,6 +53,8 @@ Numbers = tuple[tuple[int, ...], tuple[float, ...]]
 def transformers_name(given: Any, module: nn.Module) -> str | None:
     """Return the name by which `bridger.load_towers` makes a model of transformers again.
 
+    In which precision it runs, and by which implementation of attention, is no part of it.
+
     Args:
         given: the model, without peft around it.
         module: the part of it that is the tower.

@@ -280,7 +280,7 @@ def test_random_towers_are_the_same_each_time(random: str, tmp_path: Path) -> No
     comes_back(model, tmp_path / "adapter", images(2, 96), ids(2))
 
 
-@pytest.mark.parametrize("variant", ["vit_b16", "rn50"])
+@pytest.mark.parametrize("variant", ["vit_b16", pytest.param("rn50", marks=pytest.mark.slow)])
 def test_the_towers_of_released_checkpoints(variant: str, tmp_path: Path) -> None:
     torch.save(small_etris(variant), tmp_path / "best.pth")
     model = etris.load(tmp_path / "best.pth", 17)
