@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for adapter in adapters:
         find(adapter, args)
     say(f"loading {', '.join(adapters)}")
-    choices = load_choices(adapters, args.towers, device_of(args.device))
+    device = device_of(args.device)
+    choices = load_choices(adapters, args.towers, device, download=args.download)
     loaded = time.monotonic()
     result: dict[str, Any] = {"heads": {choice.label: choice.adapter for choice in choices}}
     with (

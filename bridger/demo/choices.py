@@ -76,7 +76,11 @@ class Choice:
 
 
 def load_choices(
-    adapters: Sequence[str], towers: str | None = None, device: Any = None
+    adapters: Sequence[str],
+    towers: str | None = None,
+    device: Any = None,
+    *,
+    download: bool | None = None,
 ) -> list[Choice]:
     """Load adapters; those for the same towers share one pair of them.
 
@@ -86,6 +90,8 @@ def load_choices(
         adapters: names, see `bridger.hub.find_adapter`.
         towers: name of the towers in place of what the adapters say.
         device: where the models run; None: where they are loaded.
+        download: whether the towers' weights may be downloaded; None: see
+            `bridger.BridgedModel.from_pretrained`.
 
     Raises:
         FileNotFoundError, OSError: see `bridger.BridgedModel.from_pretrained`.
@@ -96,7 +102,7 @@ def load_choices(
     first_on: dict[str, BridgedModel] = {}
     found: list[Choice] = []
     for adapter in dict.fromkeys(adapters):
-        model = _load(adapter, find_adapter(adapter), towers, first_on)
+        model = _load(adapter, find_adapter(adapter), towers, download, first_on)
         if not model.heads:
             raise ValueError(f"{adapter} has no head that could answer: train one on it first")
         if model.processor is None:
@@ -116,7 +122,11 @@ def load_choices(
 
 
 def _load(
-    adapter: str, folder: Path, towers: str | None, first_on: dict[str, BridgedModel]
+    adapter: str,
+    folder: Path,
+    towers: str | None,
+    download: bool | None,
+    first_on: dict[str, BridgedModel],
 ) -> BridgedModel:
     """Load an adapter onto towers that are there already, or else onto new ones."""
     from bridger.model import BridgedModel
@@ -126,7 +136,7 @@ def _load(
     shares = source is not None and not read_saved_config(folder)["encoder"].get("peft")
     first = first_on.get(source) if shares and source is not None else None
     if first is None:
-        model = BridgedModel.from_pretrained(adapter, towers=towers)
+        model = BridgedModel.from_pretrained(adapter, towers=towers, download=download)
         if shares and source is not None:
             first_on[source] = model
         return model
