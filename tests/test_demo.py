@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_demo import HEADS, asked, counted, own_desk, predicted, refused, shipped
+from helpers_demo import HEADS, OwnHead, asked, counted, own_desk, predicted, refused, shipped
 from helpers_judging import model_with
 from PIL import Image
 
@@ -20,6 +20,7 @@ from bridger.demo.files import download_of
 from bridger.demo.gallery import compose_gallery
 from bridger.demo.pictures import SHOWN_SIDE
 from bridger.demo.session import Desk, Session, View
+from bridger.heads import register_head
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,14 @@ def test_choices_of_the_same_kind_are_told_apart(tmp_path: Path) -> None:
     paths = [str(tmp_path / name) for name in ("first", "second", "both")]
     labels = [choice.label for choice in load_choices(paths, towers="tiny")]
     assert labels == ["Masks, first", "Masks, second", "Masks, both", "Boxes"]
+
+
+def test_a_head_of_ones_own_is_called_as_it_is_registered(tmp_path: Path) -> None:
+    model = model_with("masks")
+    model.add_head("head", register_head("lamp_of_tests")(OwnHead))
+    model.save_pretrained(tmp_path / "own")
+    choices = load_choices([str(tmp_path / "own")], towers="tiny")
+    assert [choice.label for choice in choices] == ["Masks", "Lamp of tests"]
 
 
 def test_an_adapter_without_a_head_is_refused(tmp_path: Path) -> None:

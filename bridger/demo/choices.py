@@ -112,7 +112,7 @@ def load_choices(
             )
         model = model.to(device).eval()
         found += [
-            Choice(LABELS.get(head.name, name), adapter, model, name)
+            Choice(LABELS.get(head.name) or _worded(head.name or name), adapter, model, name)
             for name, head in model.heads.items()
         ]
     order = list(LABELS)
@@ -159,6 +159,10 @@ def _told_apart(choices: Sequence[Choice]) -> list[Choice]:
         replace(c, label=f"{c.label} ({number})") if counts[c.label] > 1 else c
         for number, c in enumerate(choices, 1)
     ]
+
+
+def _worded(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def _short(name: str) -> str:
