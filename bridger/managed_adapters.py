@@ -98,6 +98,7 @@ class ManagedAdapters(SavedModel):
         with self._plain_towers():
             vision, text = unwrap(self.encoder.vision.given), unwrap(self.encoder.text.given)
             loaded = checkpoint.load(found, vision, text, heads)
+            loaded.processor = loaded.processor or self.processor  # the towers are the same
             self._resting[name] = loaded, LayersAside(loaded.encoder.before_peft)
 
     def set_adapter(self, name: str) -> None:

@@ -85,7 +85,8 @@ class SavedModel(ManagedHeads):
             towers: their name in place of what the adapter says; see `bridger.load_towers`.
             heads: names of the heads to load; None: all.
             revision: branch, tag or commit on the Hub; None: main.
-            token: of the Hub; None: the one that is logged in.
+            token: of the Hub, for the adapter; None: the one that is logged in, which towers in
+                private repositories need.
             download: whether the towers' weights may be downloaded. None: yes up to a gigabyte;
                 above it a terminal is asked, and without one they are refused.
             trust_remote_code: whether code that a model of transformers brings along may be run.

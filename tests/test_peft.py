@@ -13,7 +13,7 @@ from helpers_conformance import SMALL, same, trace
 from helpers_towers import hf_clip, hf_text, hf_vision, ids, images, open_clip_resnet, open_clip_vit
 from torch import Tensor, nn
 
-from bridger import BridgedModel, attach_bridgers, checkpoint
+from bridger import BridgedModel, adapter_files, attach_bridgers, checkpoint
 from bridger.heads import ReferringSegmentationHead
 from bridger.tower_peft import inject_peft
 
@@ -372,6 +372,23 @@ def test_an_initialisation_that_changes_the_tower() -> None:
     peft.get_peft_model(vision, peft.LoraConfig(target_modules=["fc1"], init_lora_weights="pissa"))
     with pytest.raises(ValueError, match="'pissa' changes the vision tower's own weights"):
         attach_bridgers(vision, hf_text(), 2, SMALL)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_cannot_change_the_towers_it_is_loaded_onto(start: str, tmp_path: Path) -> None:
+    tuned = Tuned("LoRA in transformers' CLIP", first="peft")
+    tuned.model.save_pretrained(tmp_path)
+    config, tensors = adapter_files.read(tmp_path)
+    for entry in config["encoder"]["peft"]:
+        entry["config"]["init_lora_weights"] = start
+    adapter_files.write(tmp_path, adapter_files.ADAPTER_FILES, config, tensors)
+    vision, text = tuned.plain
+    before = [copy.deepcopy(tower.state_dict()) for tower in (vision, text)]
+    with pytest.raises(ValueError, match="tower's own weights"):
+        BridgedModel.from_pretrained(tmp_path, vision, text)
+    for tower, kept in zip((vision, text), before, strict=True):
+        found = tower.state_dict()
+        assert list(found) == list(kept) and all(torch.equal(found[n], t) for n, t in kept.items())
 
 
 def test_loading_into_a_tower_that_holds_peft(tmp_path: Path) -> None:

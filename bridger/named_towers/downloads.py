@@ -6,7 +6,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class OnHub(NamedTuple):
     """
 
     repo_id: str
-    kinds: Sequence[str]
+    kinds: tuple[str, ...]
     revision: str | None = None
 
     def is_here(self) -> bool:
@@ -179,7 +179,12 @@ def offline() -> Iterator[None]:
         reset()
 
 
-def _weights_of(name: str) -> Iterator[OnHub | AtUrl]:
+def _weights_of(name: str) -> Iterable[OnHub | AtUrl]:
+    """Return the files of a name, each once: both towers may come from one checkpoint."""
+    return dict.fromkeys(_weights_of_sides(name))
+
+
+def _weights_of_sides(name: str) -> Iterator[OnHub | AtUrl]:
     for side in dict.fromkeys(two_sides(name)):
         library, _, model = side.partition(":")
         if library == "transformers":
@@ -204,7 +209,8 @@ def _of_open_clip(model: str, tag: str) -> Iterator[OnHub | AtUrl]:
     found = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
     if hub := found.get("hf_hub"):
         repo_id, file = os.path.split(hub)
-        yield OnHub(repo_id, _or_safe(file or "open_clip_pytorch_model.bin", (".bin", ".pth")))
+        kinds = _or_safe(file or "open_clip_pytorch_model.bin", (".bin", ".pth"))
+        yield OnHub(repo_id, tuple(kinds))
     elif url := found.get("url"):
         yield AtUrl(url, Path("~/.cache/clip").expanduser() / os.path.basename(url))
 
@@ -217,7 +223,7 @@ def _of_timm(model: str, tag: str) -> Iterator[OnHub | AtUrl]:
         repo_id, _, revision = found.hf_hub_id.partition("@")
         file = found.hf_hub_filename or "pytorch_model.bin"
         kinds = ["model.safetensors", file] if file == "pytorch_model.bin" else _or_safe(file)
-        yield OnHub(repo_id, kinds, revision or None)
+        yield OnHub(repo_id, tuple(kinds), revision or None)
     elif found and found.url:
         url, file = found.url if isinstance(found.url, (tuple, list)) else (found.url, None)
         yield AtUrl(url, _in_torch_hub(file or url))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bridger.tower_peft.parts import PeftPart, layers_in, outermost
+from bridger.tower_peft.parts import PeftPart, layers_in, outermost, refuse_config
 from bridger.towers import TextTower
 from bridger.towers.base import has_prompts, is_a, unwrap
 
@@ -60,7 +60,10 @@ def _is_prompt(entry: Mapping[str, Any]) -> bool:
 def _config(entry: Mapping[str, Any]) -> Any:
     from peft import PeftConfig
 
-    return PeftConfig.from_peft_type(**entry["config"])
+    config = dict(entry["config"])
+    if "prompt_tuning_init" in config:  # numbers come from the file, so no tokenizer is loaded
+        config |= {"prompt_tuning_init": "RANDOM", "tokenizer_kwargs": None}
+    return PeftConfig.from_peft_type(**config)
 
 
 def _wrapped(module: nn.Module, entry: Mapping[str, Any]) -> PeftModel:
@@ -100,9 +103,12 @@ def inject_peft(towers: Mapping[str, nn.Module], saved: list[Mapping[str, Any]])
         The towers' parameters by the module that owns them, for `take_out_peft`.
 
     Raises:
-        ValueError: a tower holds layers of peft already, which the adapter knows nothing of.
+        ValueError: a tower holds layers of peft already, which the adapter knows nothing of; a
+            config would change a tower's own tensors.
     """
     saved = [entry for entry in saved if not _is_prompt(entry)]
+    for entry in saved:
+        refuse_config(entry["side"], entry["config"])  # before peft writes to a tower
     theirs = "brings its own" if saved else "was saved without any"
     for side, tower in towers.items():
         if any(True for _ in layers_in(tower)):

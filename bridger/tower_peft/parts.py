@@ -95,7 +95,7 @@ def find_peft(towers: Mapping[str, Tower]) -> list[PeftPart]:
         _refuse_unreachable(side, tower.module, covered)
         _refuse_inert(side, tower.module)
     for part in parts:
-        _refuse_config(part)
+        refuse_config(part.side, part.config)
     # Loading finds the same ones, though not in the same places: it has the towers alone.
     parts.sort(key=attrgetter("side", "path", "adapter"))
     return parts
@@ -306,18 +306,22 @@ def _targets(config: Any, name: str, layer: Any) -> bool:
     )
 
 
-def _refuse_config(part: PeftPart) -> None:
-    config = part.config
+def refuse_config(side: str, config: Mapping[str, Any]) -> None:
+    """Refuse what changes or trains a tower's own tensors.
+
+    Raises:
+        ValueError: such an option of peft.
+    """
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
         raise ValueError(
-            f"init_lora_weights={start!r} changes the {part.side} tower's own weights, so the "
+            f"init_lora_weights={start!r} changes the {side} tower's own weights, so the "
             "adapter would not fit the tower that others load: use True or 'gaussian'"
         )
     if config.get("bias", "none") != "none":
         raise ValueError(
-            f"bias={config['bias']!r} trains the {part.side} tower's own biases, which stay "
-            f"frozen here: use bias='none' and attach_bridgers(trainable=['{part.side}.*.bias'])"
+            f"bias={config['bias']!r} trains the {side} tower's own biases, which stay "
+            f"frozen here: use bias='none' and attach_bridgers(trainable=['{side}.*.bias'])"
         )
 
 
