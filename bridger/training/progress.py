@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 
 from bridger.training.remaining import Remaining
 
-
 PARTS = ("loss", "best", "judging", "left")
 """What stands behind the bar, in this order."""
 LEFT_OUT = ("best", "loss", "left")
