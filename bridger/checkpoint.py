@@ -22,6 +22,7 @@ from bridger.adapter_files import ADAPTER_FILES, read, write
 from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
 from bridger.heads import get_head
+from bridger.named_towers.origins import is_path
 from bridger.processing import Processor
 from bridger.sharded import copy_into
 from bridger.tower_peft import describe_peft, inject_peft, take_out_peft, wrap_prompts
@@ -71,7 +72,11 @@ def describe(model: SavedModel) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "bridger_version": __version__,
         "towers": {
-            side: {**tower.describe(), "weights": sample_weights(tower)}
+            side: {
+                **tower.describe(),
+                "name": _public(tower.describe()["name"]),
+                "weights": sample_weights(tower),
+            }
             for side, tower in (("vision", encoder.vision), ("text", encoder.text))
         },
         "encoder": describe_encoder(encoder),
@@ -97,9 +102,20 @@ def describe_encoder(encoder: BridgedEncoder) -> dict[str, Any]:
         "trainable": list(encoder.trainable),
         "connect": encoder.connect,
         "word_length": encoder.word_length,
-        "peft": describe_peft(encoder.peft_parts()),
+        "peft": [_without_base(part) for part in describe_peft(encoder.peft_parts())],
         "spec": asdict(encoder.spec),
     }
+
+
+def _public(name: str | None) -> str | None:
+    """Return a tower's name, or None where it is a path, which says much to nobody else."""
+    return None if name and is_path(name) else name
+
+
+def _without_base(part: dict[str, Any]) -> dict[str, Any]:
+    """Return peft's part without the path of the model that it was put into: nothing reads it."""
+    config, key = part["config"], "base_model_name_or_path"
+    return {**part, "config": {**config, key: _public(config[key])}} if key in config else part
 
 
 def load(
@@ -185,7 +201,7 @@ def _check_towers(saved: Mapping[str, Any], towers: Mapping[str, Tower]) -> None
                         stacklevel=4,
                     )
                 continue
-            if found.get(key) == value:
+            if found.get(key) == value or (key == "name" and _public(found[key]) == _public(value)):
                 continue
             difference = f"{side} tower: {key} is {found.get(key)!r}, expected {value!r}"
             if key == "name":

@@ -17,6 +17,7 @@ from bridger.config import did_you_mean
 from bridger.hub_errors import Asked, said_plainly
 from bridger.model_card import CARD, PICTURE, is_own_text, warn_of_towers, write_card
 from bridger.named_towers.of_adapter import RECIPE_FILE
+from bridger.private_paths import blank_paths, warn_of_paths
 from bridger.processing import FILE as PROCESSOR_FILE
 from bridger.tiny_clip import SHIPPED
 from bridger.words import TOKENIZER_FOLDER
@@ -196,7 +197,8 @@ def push_folder(
         ValueError: the id is none, or options of the card do not fit the adapter.
 
     Warns:
-        UserWarning: others cannot load the towers by themselves; a README.md was kept.
+        UserWarning: others cannot load the towers by themselves; paths of this machine can be
+            read in what is pushed; a README.md was kept.
     """
     _check_id(repo_id)
     source = find_adapter(folder)
@@ -206,6 +208,7 @@ def push_folder(
             target = staged / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+        blank_paths(staged)
         if card or not (staged / CARD).is_file():
             write_card(staged, repo_id, **card)
         return _upload(staged, repo_id, private, revision, commit_message, token, card)
@@ -233,6 +236,7 @@ def _upload(
     from bridger import __version__
 
     warn_of_towers(folder)
+    warn_of_paths(folder)
     api = HfApi(token=token, **_library())
     with said_plainly(Asked(repo_id, revision, writing=True)):
         api.create_repo(repo_id, private=private, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from helpers_hub import READER, WRITER, WRONG, Hub, Repo, hub_server
 from helpers_lockstep import same
 
 from bridger import BridgedModel
+from bridger.adapter_files import ADAPTER_FILES, read, write
 from bridger.data.scenes import make_scene
 from bridger.hub import find_adapter, push_folder
 from bridger.model_card import write_card
@@ -441,6 +443,24 @@ def test_towers_that_others_do_not_have_are_warned_of(hub: Hub, tmp_path: Path) 
     model.tower_source = None
     with pytest.warns(UserWarning, match="does not say where its towers come from"):
         model.push_to_hub("anna/unknown")
+
+
+def test_paths_of_this_machine_are_left_out_or_warned_of(hub: Hub, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "mine", "/home/anna/secret/clip"
+    shutil.copytree(SHIPPED["tiny"], folder)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    written = json.dumps({**recipe, "towers": f"transformers:{secret}"})
+    (folder / "recipe.json").write_text(written)
+    push_folder(folder, "anna/owls")
+    there = hub.repos["anna/owls"].files()
+    assert not any(b"/home/anna" in content for content in there.values())
+    assert json.loads(there["recipe.json"]) == {k: v for k, v in recipe.items() if k != "towers"}
+    assert (folder / "recipe.json").read_text() == written
+    config, tensors = read(folder)
+    config["towers"]["vision"]["name"] = secret
+    write(folder, ADAPTER_FILES, config, tensors)
+    with pytest.warns(UserWarning, match=f"vision.name = {secret} in bridger_config.json"):
+        push_folder(folder, "anna/owls")
 
 
 # The shell.

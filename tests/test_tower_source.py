@@ -354,3 +354,25 @@ def test_names_last_from_another_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert bridged(clip, clip).tower_source == f"{expected}#CLIPModel"
     vision, text, _ = bridger.load_towers("transformers:my/clip")
     assert bridged(vision, text).tower_source == expected
+
+
+def test_no_path_of_towers_is_saved_beside_their_source(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    clip = loaded(hf_clip, tmp_path / "clip")
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], base_model_name_or_path=str(tmp_path / "clip")
+    )
+    peft.inject_adapter_in_model(lora, clip)
+    model = bridged(clip, clip)
+    source, model.tower_source = model.tower_source, None
+    model.save_pretrained(tmp_path / "adapter")
+    for file in ("bridger_config.json", "bridger.safetensors"):
+        assert str(tmp_path).encode() not in (tmp_path / "adapter" / file).read_bytes()
+    config = json.loads((tmp_path / "adapter" / "bridger_config.json").read_text())
+    assert config["towers"]["vision"]["name"] is None
+    assert config["encoder"]["peft"][0]["config"]["base_model_name_or_path"] is None
+    again = BridgedModel.from_pretrained(tmp_path / "adapter", towers=source)
+    assert not [w for w in recwarn if "name is" in str(w.message)]
+    assert again.encoder.peft_parts()
