@@ -19,6 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bridger import BridgedModel, attach_bridgers, load_tiny_clip
+from bridger.cards.facts import facts_of
+from bridger.cards.text import text as text_of
 from bridger.data.scenes import make_scene
 from bridger.heads import DetectionHead, ReferringSegmentationHead
 from bridger.hub import push_folder
@@ -317,6 +319,19 @@ def test_towers_of_ones_own_are_asked_for(owls: Path) -> None:
     assert 'from_pretrained("anna/owls", towers="NAME")' in code
     assert "Where they come from was not said" in text
     assert "--towers NAME" in text
+
+
+def test_its_line_for_the_shell_says_what_it_means_whatever_is_named(several: Path) -> None:
+    config = json.loads((several / "bridger_config.json").read_text())
+    heads = {"my head; $(id)": config["heads"]["detection"], **config["heads"]}
+    classes = ['o\'hare "$HOME"', "`id` & cat"]
+    heads["my head; $(id)"]["config"]["classes"] = classes
+    edit(several, {"heads": heads})
+    facts = facts_of(several, "anna/several", None, None, None)
+    _, shell = blocks(text_of(facts, None, ""), "bash")
+    argv = shlex.split(shell)
+    assert argv[:5] == ["bridger", "predict", "picture.jpg", *classes]
+    assert argv[argv.index("--head") + 1] == "my head; $(id)"
 
 
 # Nothing private.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,11 +78,11 @@ def _use(facts: Facts) -> list[str]:
     parts = ["```bash\npip install bridger-peft\n```", "```python\n" + "\n".join(pieces) + "\n```"]
     if facts.heads:
         head = facts.heads[0]
-        quoted = " ".join(f'"{word}"' for word in example_words(facts, head))
-        which = f" --head {head.name}" if several else ""
-        towers = "" if _loads_alone(facts) else f" --towers {_name_to_give(facts)}"
-        shell = f"bridger predict picture.jpg {quoted} --adapter {facts.repo_id}{which}{towers}"
-        parts.append(f"```bash\n{shell} --overlay seen.png\n```")
+        command = ["bridger", "predict", "picture.jpg", *example_words(facts, head)]
+        command += ["--adapter", facts.repo_id, *(["--head", head.name] if several else [])]
+        command += [] if _loads_alone(facts) else ["--towers", _name_to_give(facts)]
+        shell = shlex.join([*command, "--overlay", "seen.png"])
+        parts.append(f"```bash\n{shell}\n```")
     return parts
 
 
