@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bridger.adapter_files import ADAPTER_FILES, WEIGHTS_FILE, read_saved_config
+from bridger.cards.signature import is_own_text
 from bridger.config import did_you_mean
 from bridger.hub_errors import Asked, said_plainly
-from bridger.model_card import CARD, PICTURE, is_own_text, warn_of_towers, write_card
+from bridger.model_card import CARD, PICTURE, renew_card, warn_of_towers, write_card
 from bridger.named_towers.of_adapter import RECIPE_FILE
 from bridger.private_paths import blank_paths, warn_of_paths
 from bridger.processing import FILE as PROCESSOR_FILE
@@ -173,7 +174,8 @@ def push_folder(
     """Put an adapter's folder on the Hub, with a model card.
 
     The folder is left as it is. Only an adapter's own files are pushed: of a run neither
-    checkpoints nor logs. A card that is in it is pushed, where no options for a new one are given.
+    checkpoints nor logs. A card that is in it is pushed, where no options for a new one are given;
+    one that bridger made of another id or other weights is made anew, with what it said.
     One that was changed on the Hub is kept there, unless the one in the folder was changed, too,
     or `overwrite` is true. It is one commit: others see the old adapter or the new one.
 
@@ -210,7 +212,11 @@ def push_folder(
             shutil.copyfile(path, target)
         blank_paths(staged)
         if card or not (staged / CARD).is_file():
+            if card.get("picture") is not None:
+                (staged / PICTURE).unlink(missing_ok=True)  # of the copy
             write_card(staged, repo_id, **card)
+        else:
+            renew_card(staged, repo_id)
         return _upload(staged, repo_id, private, revision, commit_message, token, card)
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from bridger.adapter_files import WEIGHTS_FILE, read_saved_config
 from bridger.cards.facts import EMBEDDED, Facts, Figures, facts_of
+from bridger.cards.picture import GIVEN_CAPTION
+from bridger.cards.signature import (
+    GIVEN,
+    OWN,
+    SCENE,
+    MadeOf,
+    digest_of,
+    is_own_text,
+    made_of,
+    signed,
+)
 from bridger.named_towers.of_adapter import towers_of
 from bridger.named_towers.origins import origins_of
 
@@ -24,7 +34,12 @@ if TYPE_CHECKING:
 
 CARD, PICTURE = "README.md", "card.png"
 
-_SIGNED = re.compile(r"\n<!-- Made by bridger\. .* sha256 of what is above: ([0-9a-f]{64}) -->\n\Z")
+SHOWN = (
+    "task", "head", "dataset", "split", "sentences", "expressions", "pictures", "metrics",
+    "intervals",
+)  # fmt: skip
+"""Of the records of `bridger evaluate`, what cards are made of."""
+
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -61,16 +76,18 @@ def write_card(
             that none is named.
         figures: what `bridger evaluate --json` wrote, a file or its content; of several heads, a
             list of them.
-        picture: to show what it finds, without what a camera wrote into it. None: on the embedded
-            towers a scene.
-        overwrite: write over a README.md that bridger did not write, or that was changed since.
+        picture: to show what it finds, without what a camera wrote into it. None: the one given
+            before or found there, or on the embedded towers a scene.
+        overwrite: write over a README.md that bridger did not write, or that was changed since,
+            and with `picture` over a card.png of your own.
 
     Returns:
         The path of the card.
 
     Raises:
         FileNotFoundError: there is no adapter, or there are no such figures or picture.
-        FileExistsError: there is a README.md of your own, and `overwrite` is false.
+        FileExistsError: there is a README.md of your own, or a card.png where `picture` is given,
+            and `overwrite` is false.
         ValueError: the figures are none, or another head's; the licence is no identifier.
     """
     folder = Path(folder)
@@ -87,24 +104,76 @@ def write_card(
             f"a licence is named by the Hub's identifier, such as apache-2.0, mit or cc-by-4.0; "
             f"got {licence!r}"
         )
+    made = made_of(card)
+    before = made and made.picture
+    place = folder / PICTURE
+    if picture is not None and place.is_file() and before in (None, OWN) and not overwrite:
+        raise FileExistsError(
+            f"{place} is not a picture of bridger's: overwrite=True (--overwrite in the shell) "
+            f"replaces it"
+        )
+    is_kept = picture is None and place.is_file() and before != SCENE
     with _attached(folder, model) as attached:
         facts = facts_of(folder, repo_id, attached, figures, licence)
-        shown = _shown(facts, attached, picture)
-    if shown is not None:
-        shown.picture.save(folder / PICTURE)
+        shown = None if is_kept else _shown(facts, attached, picture)
+    if is_kept:
+        whose, caption = before or OWN, GIVEN_CAPTION
+    elif shown is not None:
+        shown.picture.save(place)
+        whose, caption = GIVEN if picture is not None else SCENE, shown.caption
     else:
-        (folder / PICTURE).unlink(missing_ok=True)
-    card.write_text(_signed(_content(facts, shown)), encoding="utf-8", newline="\n")
+        place.unlink(missing_ok=True)
+        whose, caption = None, ""
+    weights = digest_of(folder / WEIGHTS_FILE)
+    of = MadeOf(repo_id, weights, licence, [_short(record) for record in facts.results], whose)
+    content = _content(facts, PICTURE if whose else None, caption)
+    card.write_text(signed(content, of), encoding="utf-8", newline="\n")
     return card
 
 
-def is_own_text(card: Path) -> bool:
-    """Whether there is a card that bridger did not write, or that was changed since."""
-    if not card.is_file():
-        return False
-    written = card.read_text(encoding="utf-8")
-    found = _SIGNED.search(written)
-    return found is None or _digest(written[: found.start()]) != found[1]
+def _short(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a record what a card shows."""
+    return {name: record[name] for name in SHOWN if name in record}
+
+
+def renew_card(folder: Path, repo_id: str) -> None:
+    """Write the card of an adapter anew where it is bridger's own, and of something else.
+
+    Licence and picture stay. So do figures, unless they are those of other weights.
+
+    Args:
+        folder: an adapter's, with a card in it.
+        repo_id: what the adapter is called on the Hub.
+
+    Warns:
+        UserWarning: the new card lacks what the old one said.
+    """
+    card, weights = folder / CARD, digest_of(folder / WEIGHTS_FILE)
+    if is_own_text(card):
+        return
+    made = made_of(card)
+    if made is None:
+        _warn_of_lost("a licence or figures that it named are")
+        write_card(folder, repo_id)
+    elif made.weights != weights:
+        if made.figures:
+            _warn_of_lost("the figures of the old weights are")
+        write_card(folder, repo_id, licence=made.licence)
+    elif made.repo_id != repo_id:
+        figures = [
+            {"task": record["task"], "head": record["head"], "results": [record]}
+            for record in made.figures
+        ]
+        write_card(folder, repo_id, licence=made.licence, figures=figures)
+
+
+def _warn_of_lost(what: str) -> None:
+    warnings.warn(
+        f"the {CARD} in the folder was made of another adapter, so a new one is pushed: {what} "
+        f"not in it; give them again",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def warn_of_towers(folder: Path) -> None:
@@ -160,22 +229,9 @@ def _shown(
     return show(model)
 
 
-def _content(facts: Facts, shown: Shown | None) -> str:
+def _content(facts: Facts, picture: str | None, caption: str) -> str:
     """Return the card, metadata first."""
     from bridger.cards.metadata import metadata
     from bridger.cards.text import text
 
-    picture, caption = (None, "") if shown is None else (PICTURE, shown.caption)
     return f"---\n{metadata(facts).to_yaml()}\n---\n\n{text(facts, picture, caption)}"
-
-
-def _signed(content: str) -> str:
-    """Return a card with the digest of its content, by which a changed one is told."""
-    kept = "If you change this card, it is yours and is not written over."
-    return (
-        f"{content}\n<!-- Made by bridger. {kept} sha256 of what is above: {_digest(content)} -->\n"
-    )
-
-
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()

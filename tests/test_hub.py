@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers_hub import READER, WRITER, WRONG, Hub, Repo, hub_server
 from helpers_lockstep import same
+from PIL import Image
 
 from bridger import BridgedModel
 from bridger.adapter_files import ADAPTER_FILES, read, write
@@ -417,6 +418,34 @@ def test_a_card_that_was_changed_on_the_hub_is_kept(shared: Hub) -> None:
     assert "recipe.json" not in repo.files()
     push_folder("tiny-heads", "anna/owls", overwrite=True)
     assert repo.files()["README.md"].startswith(b"---\nlibrary_name: bridger")
+
+
+def test_a_card_of_another_id_or_other_weights_is_made_anew(
+    hub: Hub, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(SHIPPED["tiny"], folder)
+    record = {"dataset": "refcoco", "split": "a --> b", "expressions": 6, "metrics": {"mIoU": 0.5}}
+    figures = {"task": "referring_segmentation", "head": "head", "results": [record]}
+    picture = Image.new("RGB", (8, 4))
+    before = write_card(folder, "anna/a", licence="mit", figures=figures, picture=picture)
+    written = before.read_text()
+    push_folder(folder, "anna/a")
+    assert hub.repos["anna/a"].files()["README.md"].decode() == written
+    push_folder(folder, "anna/b")
+    there = hub.repos["anna/b"].files()
+    assert "anna/a" not in there["README.md"].decode()
+    assert there["card.png"] == (folder / "card.png").read_bytes()
+    for said in ("license: mit", "a --> b", "| 50.00 |", "model-index"):
+        assert said in there["README.md"].decode()
+    assert not [w for w in recwarn if "README.md" in str(w.message)]
+    config, tensors = read(folder)
+    write(folder, ADAPTER_FILES, config, {name: 2 * t for name, t in tensors.items()})
+    with pytest.warns(UserWarning, match="the figures of the old weights are not in it"):
+        push_folder(folder, "anna/a")
+    now = hub.repos["anna/a"].files()["README.md"].decode()
+    assert "license: mit" in now and "50.00" not in now
+    assert before.read_text() == written
 
 
 def test_a_card_of_ones_own_is_pushed(hub: Hub, tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 
 from bridger import BridgedModel, attach_bridgers, load_tiny_clip
 from bridger.cards.facts import facts_of
+from bridger.cards.signature import is_own_text
 from bridger.cards.text import text as text_of
 from bridger.data.scenes import make_scene
 from bridger.heads import DetectionHead, ReferringSegmentationHead
 from bridger.hub import push_folder
-from bridger.model_card import is_own_text, write_card
+from bridger.model_card import write_card
 from bridger.named_towers.origins import origins_of
 from bridger.tiny_clip import SHIPPED
 
@@ -390,6 +391,30 @@ def test_a_card_of_ones_own_is_not_written_over(owls: Path) -> None:
     assert is_own_text(card)
     with pytest.raises(FileExistsError):
         write_card(owls, "anna/owls")
+
+
+def test_a_picture_of_ones_own_is_not_touched(owls: Path, tmp_path: Path) -> None:
+    mine, other = owls / "card.png", Image.new("RGB", (8, 4), "blue")
+    Image.new("RGB", (30, 20), "red").save(mine)
+    before = mine.read_bytes()
+    for _ in range(2):
+        text = write_card(owls, "anna/owls").read_text()
+        assert mine.read_bytes() == before and "![What it finds](card.png)" in text
+        with pytest.raises(FileExistsError, match="card.png is not a picture of bridger's"):
+            write_card(owls, "anna/owls", picture=other)
+    write_card(owls, "anna/owls", picture=other, overwrite=True)
+    write_card(owls, "anna/owls", licence="mit")  # what was given stays
+    assert Image.open(mine).size == (8, 4)
+    write_card(owls, "anna/owls", picture=Image.new("RGB", (5, 4)))
+    assert Image.open(mine).size == (5, 4)
+
+
+def test_a_scene_goes_with_what_drew_it(owls: Path) -> None:
+    write_card(owls, "anna/owls")
+    assert (owls / "card.png").is_file()
+    edit(owls, {"tower_source": "open_clip:ViT-B-16:openai"})
+    assert "card.png" not in write_card(owls, "anna/owls").read_text()
+    assert not (owls / "card.png").exists()
 
 
 def test_what_no_card_can_be_made_of(owls: Path, tmp_path: Path) -> None:

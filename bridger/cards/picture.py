@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bridger.saving import SavedModel
 
 MASKS = "referring_segmentation"
+GIVEN_CAPTION = "What it finds"
 SPLIT, INDEX = "val", 0
 SENTENCES = 2  # that are asked of a scene, of one object each
 FEWEST = 5  # kinds that a scene takes its objects from
@@ -69,4 +70,4 @@ def given(picture: str | os.PathLike[str] | Image.Image) -> Shown:
             picture = file
     turned = ImageOps.exif_transpose(picture).convert("RGB")
     bare = Image.frombytes("RGB", turned.size, turned.tobytes())
-    return Shown(bare, "What it finds")
+    return Shown(bare, GIVEN_CAPTION)
