@@ -35,6 +35,7 @@ class FolderFiles(NamedTuple):
 
 ADAPTER_FILES = FolderFiles("bridger_config.json", "bridger.safetensors")
 WEIGHTS_FILE = ADAPTER_FILES.weights
+RECIPE_FILE = "recipe.json"
 
 
 def write(
@@ -90,6 +91,27 @@ def read(
 def read_saved_config(folder: Path, files: FolderFiles = ADAPTER_FILES) -> dict[str, Any]:
     """Return the config alone; raises as `read`."""
     return _checked(folder, files, _open(folder, files, with_tensors=False)[0])
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """Return the options of the recipe beside an adapter, or None where there is none.
+
+    Raises:
+        ValueError: it is no JSON object, or its "towers" are no name.
+    """
+    file = folder / RECIPE_FILE
+    if not file.is_file():
+        return None
+    try:
+        recipe = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{file} must be a JSON object, found {recipe!r}")
+    towers = recipe.get("towers")
+    if not isinstance(towers, str | None):
+        raise ValueError(f'"towers" of {file} must be a name of towers or null, found {towers!r}')
+    return recipe
 
 
 def part_of(name: str) -> str:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bridger.adapter_files import ADAPTER_FILES, WEIGHTS_FILE, read_saved_config
+from bridger.adapter_files import ADAPTER_FILES, RECIPE_FILE, WEIGHTS_FILE, read_saved_config
 from bridger.cards.signature import is_own_text
 from bridger.config import did_you_mean
 from bridger.hub_errors import Asked, said_plainly
 from bridger.model_card import CARD, PICTURE, renew_card, warn_of_towers, write_card
-from bridger.named_towers.of_adapter import RECIPE_FILE
 from bridger.private_paths import blank_paths, warn_of_paths
 from bridger.processing import FILE as PROCESSOR_FILE
 from bridger.tiny_clip import SHIPPED

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bridger.adapter_files import ADAPTER_FILES, read_saved_config
-from bridger.named_towers.of_adapter import RECIPE_FILE
+from bridger.adapter_files import ADAPTER_FILES, RECIPE_FILE, read_recipe, read_saved_config
 from bridger.named_towers.origins import origins_of
 from bridger.processing import FILE as PROCESSOR_FILE
 from bridger.words import TOKENIZER_FOLDER
@@ -22,12 +21,11 @@ FILES = (RECIPE_FILE, PROCESSOR_FILE, f"{TOKENIZER_FOLDER}/tokenizer_config.json
 
 def blank_paths(folder: Path) -> None:
     """Take the towers out of a recipe where their name has a path: the card says what they are."""
-    file = folder / RECIPE_FILE
-    recipe = json.loads(file.read_text()) if file.is_file() else {}
+    recipe = read_recipe(folder) or {}
     towers = recipe.get("towers")
     if towers and any(origin.is_local for origin in origins_of(towers)):
         del recipe["towers"]
-        file.write_text(json.dumps(recipe, indent=2) + "\n")
+        (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
 def warn_of_paths(folder: Path) -> None:

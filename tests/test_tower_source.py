@@ -20,7 +20,9 @@ from torch import Tensor
 
 import bridger
 from bridger import BridgedModel, BridgerConfig, attach_bridgers, etris, load_towers
+from bridger.adapter_files import read_recipe
 from bridger.heads import ReferringSegmentationHead
+from bridger.named_towers.of_adapter import towers_of
 from bridger.towers import find_text_tower, find_vision_tower
 
 SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
@@ -332,6 +334,25 @@ def test_older_adapters_are_found_by_the_recipe_beside_them(
     again = BridgedModel.from_pretrained(tmp_path)
     assert all(map(torch.equal, answers(again, images(2, 64), ids()), expected))
     assert "towers: tiny" in "".join(run("inspect", tmp_path)[1:])
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [("{", "is no JSON"), ("[]", "must be a JSON object"), ('{"towers": 3}', '"towers" of')],
+)
+def test_a_recipe_that_cannot_be_read_is_told_where_it_matters(
+    written: str, said: str, tmp_path: Path
+) -> None:
+    model = bridged(*load_towers("tiny")[:2])
+    model.save_pretrained(tmp_path)
+    (tmp_path / "recipe.json").write_text(written)
+    assert towers_of(tmp_path) == "tiny"
+    with pytest.raises(ValueError, match=f"recipe.json.*{said}|{said}.*recipe.json"):
+        read_recipe(tmp_path)
+    model.tower_source = None
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="recipe.json"):
+        BridgedModel.from_pretrained(tmp_path)
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bridger.adapter_files import WEIGHTS_FILE, part_of, read_saved_config
+from bridger.adapter_files import WEIGHTS_FILE, part_of, read_recipe, read_saved_config
 from bridger.heads import get_head, list_heads
-from bridger.named_towers.of_adapter import RECIPE_FILE, towers_of
+from bridger.named_towers.of_adapter import towers_of
 from bridger.named_towers.origins import Origin, origins_of
 from bridger.summary import count
 
@@ -109,7 +109,6 @@ def facts_of(
 ) -> Facts:
     """Gather what is known; arguments and errors as of `bridger.model_card.write_card`."""
     config = read_saved_config(folder)
-    recipe = folder / RECIPE_FILE
     towers = towers_of(folder)
     results = _results(figures, [head["type"] for head in config["heads"].values()])
     if towers == EMBEDDED:  # scenes come in the layouts of published data sets, and are none
@@ -118,7 +117,7 @@ def facts_of(
     return Facts(
         repo_id=repo_id,
         config=config,
-        recipe=json.loads(recipe.read_text()) if recipe.is_file() else None,
+        recipe=read_recipe(folder),
         origins=origins_of(towers) if towers else (),
         heads=heads,
         numbers=_numbers(folder / WEIGHTS_FILE),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -198,9 +197,9 @@ def head_in(adapter: Path, asked: str | None) -> tuple[str, str]:
 
 def recipe_beside(adapter: Path) -> dict[str, Any]:
     """Return the options of the recipe that was saved with an adapter; none where there is none."""
-    path = adapter / "recipe.json"
-    options: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return options
+    from bridger.adapter_files import read_recipe
+
+    return read_recipe(adapter) or {}
 
 
 def datasets_of(task: Task, adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:

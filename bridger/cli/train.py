@@ -148,9 +148,9 @@ def _resuming(args: argparse.Namespace) -> str:
 
 def recipe_from(args: argparse.Namespace) -> Recipe:
     """Return the recipe that the arguments describe."""
+    from bridger.adapter_files import RECIPE_FILE
     from bridger.tasks import get_task
     from bridger.training import Recipe
-    from bridger.training.run import RECIPE_FILE
 
     if args.resume and args.recipe is None and (args.out / RECIPE_FILE).is_file():
         recipe = Recipe.load(args.out / RECIPE_FILE)

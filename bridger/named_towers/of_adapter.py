@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import nn
 
-from bridger.adapter_files import read_saved_config
+from bridger.adapter_files import read_recipe, read_saved_config
 from bridger.named_towers.load import load_towers
 from bridger.processing import Processor
-
-RECIPE_FILE = "recipe.json"
 
 
 def towers_of(folder: Path, towers: str | None = None) -> str | None:
@@ -21,10 +18,8 @@ def towers_of(folder: Path, towers: str | None = None) -> str | None:
     """
     if towers:
         return towers
-    recipe = folder / RECIPE_FILE
-    said = json.loads(recipe.read_text()).get("towers") if recipe.is_file() else None
-    name: str | None = read_saved_config(folder).get("tower_source") or said
-    return name
+    said: str | None = read_saved_config(folder).get("tower_source")
+    return said or (read_recipe(folder) or {}).get("towers")
 
 
 def load_towers_of(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bridger.adapter_files import RECIPE_FILE
 from bridger.data.collate import CACHE_BYTES
 from bridger.named_towers import load_towers
 from bridger.tasks import Task, get_task
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from bridger.model import BridgedModel
 
-RECIPE_FILE, HISTORY_FILE, CHECKPOINTS = "recipe.json", "history.json", "checkpoints"
+HISTORY_FILE, CHECKPOINTS = "history.json", "checkpoints"
 LOGS, PICTURES = "runs", "pictures"
 MOST_WORKERS = 4
 
