@@ -67,10 +67,13 @@ def find_adapter(
         ConnectionError: the Hub cannot be reached, or the download broke off.
         ValueError: a revision of what is not on the Hub, or two.
     """
-    folder, said = Path(name).expanduser(), os.fspath(name)
+    said = os.fspath(name)
+    folder = Path(os.path.expanduser(said))  # which leaves a user who is not there as it is
     if not folder.exists():
         if said in SHIPPED:
             folder = SHIPPED[said]
+        elif said.startswith((".", "~", os.sep)):
+            raise FileNotFoundError(f"there is no folder {said!r}: expected that of an adapter")
         elif isinstance(name, str) and (found := _ON_HUB.fullmatch(name)):
             return _download(found["id"], _one_revision(said, found["revision"], revision), token)
         else:

@@ -92,8 +92,8 @@ def _answered(error: Exception, asked: Asked) -> Exception:
         if asked.writing:
             return PermissionError(f"{name}: the Hub asks for a token that may write: {LOG_IN}")
         return FileNotFoundError(
-            f"there is no {name} on the Hub, or it is private: check the name; if you may read "
-            f"it, {LOG_IN}"
+            f"there is no {name} on the Hub, or it is private, and no folder of that name here: "
+            f"check the name; if you may read it, {LOG_IN}"
         )
     if isinstance(error, errors.EntryNotFoundError):
         return FileNotFoundError(f"{name} on the Hub lacks a file of an adapter ({error})")
@@ -109,8 +109,8 @@ def _offline(asked: Asked) -> Exception:
     if asked.writing:
         return ConnectionError("nothing is pushed while HF_HUB_OFFLINE is set: unset it")
     return ConnectionError(
-        f"{_what(asked)} is not in the cache of this machine, and HF_HUB_OFFLINE forbids to ask "
-        f"the Hub: unset it once"
+        f"{_what(asked)} is not in the cache of this machine, nor a folder here, and "
+        f"HF_HUB_OFFLINE forbids to ask the Hub: unset it once"
     )
 
 

@@ -219,8 +219,12 @@ def test_folders_come_before_names_and_paths_are_folders(
     ("name", "said"),
     [
         ("tinny", "did you mean 'tiny'"),
-        ("./a/b", "expected a folder, the Hub's user/name"),
-        ("/a/b", "expected a folder"),
+        ("./a/b", "there is no folder './a/b': expected that of an adapter"),
+        (".a/b", "there is no folder '.a/b'"),
+        ("../a", "there is no folder '../a'"),
+        ("/a/b", "there is no folder '/a/b'"),
+        ("~/no/such/adapter", "there is no folder '~/no/such/adapter'"),
+        ("~nouser/x", "there is no folder '~nouser/x'"),
         ("a/b/c", "expected a folder"),
         ("", "expected a folder|holds no adapter"),
     ],
@@ -247,7 +251,8 @@ def test_a_missing_repository_is_said(hub: Hub, elsewhere: Callable[..., None]) 
     for token in (WRITER, None):
         elsewhere("there", token)
         with pytest.raises(
-            FileNotFoundError, match="there is no anna/nothing on the Hub, or it is"
+            FileNotFoundError,
+            match="no anna/nothing on the Hub, or it is private, and no folder of that name here",
         ):
             BridgedModel.from_pretrained("anna/nothing")
 
