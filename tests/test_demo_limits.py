@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -103,6 +104,48 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_unpacked(
 def test_a_large_file_is_refused(scene: str) -> None:
     desk = Desk(shipped(), replace(Limits(), megabytes=0))
     assert "more than the 0 MB that this page takes" in refused(desk, scene)
+
+
+def test_pictures_elsewhere_on_this_machine_are_not_opened(scene: str, tmp_path: Path) -> None:
+    inside = tmp_path / "page"
+    inside.mkdir()
+    own, link = inside / "own.png", inside / "link.png"
+    own.write_bytes(Path(scene).read_bytes())
+    link.symlink_to(scene)
+    desk = Desk(shipped(), folder=inside)
+    assert asked(desk, str(own), desk.choices["Masks"]).picture is not None
+    missing = refused(desk, str(inside / "none.png"))
+    for path in (scene, str(link), str(inside / ".." / Path(scene).name), "/etc/passwd"):
+        assert refused(desk, path) == missing  # which does not tell whether there is such a file
+
+
+def test_requests_that_name_a_file_or_an_address_are_refused(scene: str) -> None:
+    pytest.importorskip("gradio")
+    with serving.open_page(shipped(), port=0) as address:
+        for payload in (
+            {"path": scene},
+            {"path": scene, "meta": {"_type": "gradio.FileData"}},
+            {"path": "http://127.0.0.1:9/a.png", "meta": {"_type": "gradio.FileData"}},
+            {"path": "https://example.org/a.png", "meta": {"_type": "gradio.FileData"}},
+        ):
+            answer = asked_over_http(address, [None, payload, "Masks", 0.35, "the chair", ""])
+            assert "chair" not in answer and ".jp" not in answer, answer
+            assert any(
+                said in answer for said in ("no longer here", "not uploaded", "no addresses")
+            )
+
+
+def asked_over_http(address: str, data: list[Any]) -> str:
+    """Ask as the page does, with a request of one's own; return the last event of the answer."""
+    body = json.dumps({"data": data, "fn_index": 0, "session_hash": "visitor"}).encode()
+    headers = {"Content-Type": "application/json"}
+    url = address.rstrip("/") + "/gradio_api/queue"
+    urlopen(Request(f"{url}/join", body, headers), timeout=30).close()
+    with urlopen(f"{url}/data?session_hash=visitor", timeout=60) as events:
+        for line in events:
+            if b"process_completed" in line:
+                return str(line.decode())
+    raise AssertionError("no answer came")
 
 
 def test_rotated_photos_stand_upright(tmp_path: Path) -> None:

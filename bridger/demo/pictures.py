@@ -22,6 +22,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO")
 SHOWN_SIDE = 768
 """Longer side of what the page draws on; drawing on the pixels of a photo takes seconds."""
 
+GONE = "The picture is no longer here: upload it again."
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -50,13 +52,15 @@ class Picture:
 
         file = Path(path)
         if not file.is_file():
-            raise ValueError("The picture is no longer here: upload it again.")
-        if file.stat().st_size > 1e6 * limits.megabytes:
+            raise ValueError(GONE)
+        most = limits.megabytes * 10**6
+        with file.open("rb") as opened_file:
+            data = opened_file.read(most + 1)
+        if len(data) > most:
             raise ValueError(
-                f"The file has {file.stat().st_size / 1e6:.0f} MB, more than the "
-                f"{limits.megabytes} MB that this page takes: make the picture smaller."
+                f"The file has more than the {limits.megabytes} MB that this page takes: make the "
+                f"picture smaller."
             )
-        data = file.read_bytes()
         pixels = _decode(data, limits)
         size = (pixels.shape[1], pixels.shape[2])
         shown = opened(pixels)

@@ -68,10 +68,10 @@ def open_page(
     check_gradio()
     limits = limits or Limits()
     port = find_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="bridger-demo-") as folder, _environment(folder):
+    with tempfile.TemporaryDirectory(prefix="bridger-demo-") as folder, _on_its_own(folder):
         scenes = Path(folder) / "scenes"
         scenes.mkdir()
-        desk = Desk(choices, limits, debug)
+        desk = Desk(choices, limits, debug, Path(folder))
         blocks = PageBuilder(desk, compose_gallery(scenes)).build()
         try:
             _, address, _ = blocks.launch(
@@ -130,8 +130,10 @@ def find_port(host: str, asked: int | None) -> int:
 
 
 @contextmanager
-def _environment(folder: str) -> Iterator[None]:
-    """Set what gradio reads: no analytics, no history of runs, files of its own, no proxy."""
+def _on_its_own(folder: str) -> Iterator[None]:
+    """Keep gradio to this machine: no analytics, no history, files of its own, nothing fetched."""
+    from gradio import processing_utils
+
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     none = ",".join([*([others] if others else []), LOCALHOST, "localhost", "::1"])
     values = {
@@ -142,5 +144,11 @@ def _environment(folder: str) -> Iterator[None]:
         "NO_PROXY": none,
         "no_proxy": none,
     }
-    with patch.dict(os.environ, values):
+    fetching = patch.object(processing_utils, "async_ssrf_protected_download", _refused)
+    with patch.dict(os.environ, values), fetching:
         yield
+
+
+async def _refused(url: str, cache_dir: str) -> str:
+    """Stand in for gradio's download of pictures that a request names by an address."""
+    raise ValueError("This page takes pictures that are uploaded, and no addresses.")

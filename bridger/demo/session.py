@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridger.cli.base import one_line
@@ -14,7 +15,7 @@ from bridger.demo.asking import Answer, Runner, ask
 from bridger.demo.choices import Choice
 from bridger.demo.files import Download, download_of, what_is_downloaded
 from bridger.demo.limits import Limits
-from bridger.demo.pictures import Picture
+from bridger.demo.pictures import GONE, Picture
 from bridger.demo.rows import rows_of
 
 if TYPE_CHECKING:
@@ -74,13 +75,20 @@ class Desk:
         choices: the heads.
         limits: how much may be asked.
         debug: whether errors that are no visitor's fault print their traceback.
+        folder: where pictures lie that may be asked about: a request can name any path of this
+            machine. None: anywhere.
     """
 
     def __init__(
-        self, choices: Sequence[Choice], limits: Limits | None = None, debug: bool = False
+        self,
+        choices: Sequence[Choice],
+        limits: Limits | None = None,
+        debug: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.choices = {choice.label: choice for choice in choices}
         self.limits, self.debug = limits or Limits(), debug
+        self._folder = None if folder is None else folder.resolve()
         self._runner = Runner(self.limits)
 
     def ask(
@@ -124,6 +132,8 @@ class Desk:
             raise ValueError("Choose a picture first: upload one, or take one of those below.")
         if session.picture is not None and session.picture.path == path:
             return session
+        if self._folder is not None and self._folder not in Path(path).resolve().parents:
+            raise ValueError(GONE)
         return Session(Picture.read(path, self.limits))
 
     def show(self, session: Session, path: str | None, threshold: float) -> View:
@@ -147,12 +157,14 @@ class Desk:
         """Return what was found, at the picture's own size.
 
         Raises:
+            TimeoutError: it takes too long, as large pictures with many classes may.
             ValueError: nothing was asked about this picture.
         """
         answer = session.answer(path)
         if answer is None:
             raise ValueError(NOTHING_ASKED)
-        return download_of(answer.result(self.threshold(answer.choice, threshold), whole=True))
+        cut = self.threshold(answer.choice, threshold)
+        return self._runner.run(lambda: download_of(answer.result(cut, whole=True)))
 
     @staticmethod
     def threshold(choice: Choice, slider: float) -> float | None:
