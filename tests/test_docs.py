@@ -29,6 +29,7 @@ from helpers_docs import (
 )
 
 from bridger.cli.main import build_parser, parse
+from bridger.heads import registry as heads_registry
 from bridger.towers import registered_towers, registry
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -41,6 +42,7 @@ def test_the_pages_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
     # What a page registers is forgotten after it.
     known = {side: list(registered_towers(side))[::-1] for side in ("vision", "text")}
     monkeypatch.setattr(registry, "_families", known)
+    monkeypatch.setattr(heads_registry, "_HEADS", dict(heads_registry._HEADS))
     names: dict[str, object] = {"__name__": "__main__"}
     waiting = False
     for downloads, code in blocks(page, "python"):
