@@ -50,6 +50,11 @@ def read_config(text: str, source: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}; upgrade with pip install -U bridger-peft"
         )
     _check(config, TOP, where)
+    source_name = config.get("tower_source")
+    if not isinstance(source_name, str | None):
+        raise ValueError(
+            f'"tower_source" of {where} must be a name of towers or null, found {source_name!r}'
+        )
     _check(config["towers"], TOWERS, f'"towers" of {where}')
     for side in ("vision", "text"):
         _check_there(config["towers"][side], TOWER, f"the {side} tower of {where}")

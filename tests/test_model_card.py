@@ -191,6 +191,33 @@ def test_figures_that_are_none_are_refused(several: Path, tmp_path: Path) -> Non
     assert not (several / "README.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        (None, '"results" of the figures must be a list, found None'),
+        ([3], "result 0 of the figures must be a JSON object, found 3"),
+        (
+            [{"metrics": {"mIoU": 0.5}}],
+            r"result 0 of the figures lacks \['dataset', 'split', 'pict",
+        ),
+        ([{"metrics": None}], r"lacks \['metrics'\]"),
+        (
+            [{"metrics": {}}, {"metrics": [1]}],
+            '"metrics" of result 1 of the figures must be a JSON',
+        ),
+        ([{"metrics": {"mIoU": None}}], "metric 'mIoU' of result 0 .*must be a number, found None"),
+        ([{"metrics": {"mIoU": float("nan")}}], "metric 'mIoU' of .* found nan"),
+    ],
+)
+def test_records_that_lack_something_are_told(owls: Path, results: Any, said: str) -> None:
+    whole = {"dataset": "refcoco", "split": "val", "expressions": 6}
+    if "dataset" not in said and isinstance(results, list):
+        results = [{**whole, **each} if isinstance(each, dict) else each for each in results]
+    with pytest.raises(ValueError, match=said):
+        write_card(owls, "anna/owls", figures={**EVALUATED, "results": results})
+    assert not (owls / "README.md").exists()
+
+
 @pytest.mark.slow
 def test_what_evaluate_writes_is_what_a_card_reads(
     owls: Path, scenes: Path, run: Run, tmp_path: Path

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import bridger
 from bridger import BridgedModel, BridgerConfig, attach_bridgers, etris, load_towers
-from bridger.adapter_files import read_recipe
+from bridger.adapter_files import ADAPTER_FILES, read, read_recipe, write
 from bridger.heads import ReferringSegmentationHead
 from bridger.named_towers.of_adapter import towers_of
 from bridger.towers import find_text_tower, find_vision_tower
@@ -352,6 +352,16 @@ def test_a_recipe_that_cannot_be_read_is_told_where_it_matters(
     model.tower_source = None
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="recipe.json"):
+        BridgedModel.from_pretrained(tmp_path)
+
+
+def test_a_source_that_is_no_name_is_told(tmp_path: Path) -> None:
+    bridged(*load_towers("tiny")[:2]).save_pretrained(tmp_path)
+    config, tensors = read(tmp_path)
+    write(tmp_path, ADAPTER_FILES, {**config, "tower_source": ["tiny"]}, tensors)
+    with pytest.raises(
+        ValueError, match=r'"tower_source" of the bridger_config in .* \[\'tiny\'\]'
+    ):
         BridgedModel.from_pretrained(tmp_path)
 
 

@@ -176,8 +176,28 @@ def _results(
                 f"{named} are those of a head for {said['task']}; this adapter has {list(heads)}"
             )
         about = {"task": said["task"], "head": said["head"]}
+        _check_records(said["results"], named)
         found += [{**about, **record} for record in said["results"]]
     return found
+
+
+def _check_records(records: Any, named: str) -> None:
+    """Raise ValueError where records lack what a card shows of them."""
+    if not isinstance(records, Sequence) or isinstance(records, str):
+        raise ValueError(f'"results" of {named} must be a list, found {records!r}')
+    for number, record in enumerate(records):
+        where = f"result {number} of {named}"
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{where} must be a JSON object, found {record!r}")
+        how_many = "expressions" if "expressions" in record else "pictures"
+        needed = ("dataset", "split", how_many, "metrics")
+        if missing := [key for key in needed if record.get(key) is None]:
+            raise ValueError(f"{where} lacks {missing}: give what `bridger evaluate --json` wrote")
+        if not isinstance(record["metrics"], Mapping):
+            raise ValueError(f'"metrics" of {where} must be a JSON object')
+        for name, share in record["metrics"].items():
+            if type(share) not in (int, float) or not math.isfinite(share):
+                raise ValueError(f"metric {name!r} of {where} must be a number, found {share!r}")
 
 
 def _read(path: Path) -> Any:
