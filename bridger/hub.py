@@ -16,7 +16,14 @@ from bridger.adapter_files import ADAPTER_FILES, RECIPE_FILE, WEIGHTS_FILE, read
 from bridger.cards.signature import is_own_text
 from bridger.config import did_you_mean
 from bridger.hub_errors import Asked, said_plainly
-from bridger.model_card import CARD, PICTURE, renew_card, warn_of_towers, write_card
+from bridger.model_card import (
+    CARD,
+    PICTURE,
+    renew_card,
+    warn_of_processor,
+    warn_of_towers,
+    write_card,
+)
 from bridger.private_paths import blank_paths, warn_of_paths
 from bridger.processing import FILE as PROCESSOR_FILE
 from bridger.tiny_clip import SHIPPED
@@ -201,8 +208,8 @@ def push_folder(
         ValueError: the id is none, or options of the card do not fit the adapter.
 
     Warns:
-        UserWarning: others cannot load the towers by themselves; paths of this machine can be
-            read in what is pushed; a README.md was kept.
+        UserWarning: others cannot load the towers by themselves; there is no processor; paths of
+            this machine can be read in what is pushed; a README.md was kept.
     """
     _check_id(repo_id)
     source = find_adapter(folder)
@@ -244,6 +251,7 @@ def _upload(
     from bridger import __version__
 
     warn_of_towers(folder)
+    warn_of_processor(folder)
     warn_of_paths(folder)
     api = HfApi(token=token, **_library())
     with said_plainly(Asked(repo_id, revision, writing=True)):

@@ -176,6 +176,18 @@ def _warn_of_lost(what: str) -> None:
     )
 
 
+def warn_of_processor(folder: Path) -> None:
+    """Warn where others could not ask an adapter's heads: what makes its inputs is not in it."""
+    config = read_saved_config(folder)
+    if config["heads"] and not config["processor"] and towers_of(folder) != EMBEDDED:
+        warnings.warn(
+            "the adapter has no processor, so others can predict with it only where its towers "
+            "bring one: set model.processor before it is saved",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def warn_of_towers(folder: Path) -> None:
     """Warn where others could not load the towers of an adapter by themselves."""
     name = towers_of(folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -495,6 +497,29 @@ def test_paths_of_this_machine_are_left_out_or_warned_of(hub: Hub, tmp_path: Pat
     write(folder, ADAPTER_FILES, config, tensors)
     with pytest.warns(UserWarning, match=f"vision.name = {secret} in bridger_config.json"):
         push_folder(folder, "anna/owls")
+
+
+def test_an_adapter_without_a_processor_says_so(hub: Hub) -> None:
+    model = BridgedModel.from_pretrained("tiny")
+    processor, model.processor = model.processor, None
+    assert processor is not None
+    model.tower_source = None
+    with pytest.warns(UserWarning, match="has no processor, so others can predict with it only"):
+        model.push_to_hub("anna/bare")
+    card = hub.repos["anna/bare"].files()["README.md"].decode()
+    code = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)[0].partition("\nresult =")[0]
+    code = code.replace('"NAME")', '"tiny")\nmodel.processor = None')
+    said: dict[str, Any] = {
+        "image_size": processor.image_size,
+        "mean": processor.mean,
+        "std": processor.std,
+        "tokenizer": processor.words,
+        "max_length": processor.max_length,
+    }
+    exec(compile(code, "README.md", "exec"), said)
+    found = said["model"].predict(make_scene("val", 1).image, "the star")
+    model.processor = processor
+    assert found.found() == model.predict(make_scene("val", 1).image, "the star").found()
 
 
 # The shell.

@@ -62,7 +62,16 @@ def _section(title: str, parts: Sequence[str]) -> list[str]:
 
 
 def _use(facts: Facts) -> list[str]:
-    pieces = ["from bridger import BridgedModel", "", *_loading(facts)]
+    lacks_processor = facts.heads and not (facts.config["processor"] or facts.is_embedded)
+    names = "BridgedModel, Processor" if lacks_processor else "BridgedModel"
+    pieces = [f"from bridger import {names}", "", *_loading(facts)]
+    if lacks_processor:
+        pieces += [
+            "if model.processor is None:  # neither the adapter nor the towers brought one",
+            "    # As the towers were trained: size of pictures, mean and deviation of channels,",
+            "    # tokenizer, and most tokens of a text.",
+            "    model.processor = Processor(image_size, mean, std, tokenizer, max_length)",
+        ]
     several = len(facts.heads) > 1
     for head in facts.heads:
         words = example_words(facts, head)
