@@ -6,6 +6,8 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,11 +156,35 @@ def find(name: str, args: argparse.Namespace) -> Path:
         FileNotFoundError, OSError: see `bridger.hub.find_adapter`.
     """
     from bridger.hub import find_adapter
+    from bridger.tiny_clip import SHIPPED
 
-    folder = find_adapter(name)
+    if Path(name).expanduser().exists() or name in SHIPPED:
+        folder = find_adapter(name)
+    else:
+        with _without_bars():
+            folder = find_adapter(name)
     if folder != Path(name):
         args.typed = {**getattr(args, "typed", {}), str(folder): name}
     return folder
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let huggingface_hub draw nothing: its bars for several files stay open until Python ends.
+
+    What is printed after them would stand between their lines. An adapter is a few megabytes.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:  # the user decided
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def named_as_typed(message: str, args: argparse.Namespace) -> str:
