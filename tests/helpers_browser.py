@@ -52,6 +52,8 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # A shell's background jobs ignore Ctrl-C, and what they start does, too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         self.said: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()

@@ -119,7 +119,7 @@ def test_lists_in_messages_keep_their_items_apart() -> None:
 def test_errors_are_one_line_and_debug_shows_more(run: Run, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     cases: list[tuple[list[object], str]] = [
-        (["inspect", missing], "there is no adapter"),
+        (["inspect", missing], "there is no folder"),
         (["inspect", tmp_path], "holds no adapter"),
         (["predict", missing / "a.png", "the owl"], "there is no picture"),
         (["train", "--data", missing, "--out", tmp_path], "missing"),

@@ -132,7 +132,7 @@ def test_an_adapter_for_other_towers_is_refused_and_leaves_no_trace(tmp_path: Pa
 
 def test_broken_and_foreign_files_are_named(tmp_path: Path) -> None:
     towers = PAIRS["open_clip_vit"]()
-    with pytest.raises(FileNotFoundError, match="no adapter"):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
         BridgedModel.from_pretrained(tmp_path / "nothing", *towers)
     make().save_pretrained(tmp_path)
     file = tmp_path / "bridger.safetensors"

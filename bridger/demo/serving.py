@@ -132,8 +132,6 @@ def find_port(host: str, asked: int | None) -> int:
 @contextmanager
 def _on_its_own(folder: str) -> Iterator[None]:
     """Keep gradio to this machine: no analytics, no history, files of its own, nothing fetched."""
-    from gradio import processing_utils
-
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     none = ",".join([*([others] if others else []), LOCALHOST, "localhost", "::1"])
     values = {
@@ -144,9 +142,11 @@ def _on_its_own(folder: str) -> Iterator[None]:
         "NO_PROXY": none,
         "no_proxy": none,
     }
-    fetching = patch.object(processing_utils, "async_ssrf_protected_download", _refused)
-    with patch.dict(os.environ, values), fetching:
-        yield
+    with patch.dict(os.environ, values):
+        from gradio import processing_utils  # which makes its folder when it is imported
+
+        with patch.object(processing_utils, "async_ssrf_protected_download", _refused):
+            yield
 
 
 async def _refused(url: str, cache_dir: str) -> str:
