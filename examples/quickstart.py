@@ -8,13 +8,14 @@ Needs no download: towers, data and words come with the package.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 
 import torch
 
 import bridger
 from bridger.data import RefCOCO, RefCollator
-from bridger.data.scenes import write_scenes
+from bridger.data.scenes import make_scene, write_scenes
 from bridger.heads import ReferringSegmentationHead
 
 
@@ -27,30 +28,35 @@ def main() -> None:
     torch.manual_seed(0)
 
     vision, text, processor = bridger.load_tiny_clip()
-    bridged = bridger.attach_bridgers(vision, text, stages=3)
-    model = bridged.with_head(ReferringSegmentationHead)
+    bridgers = bridger.BridgerConfig.preset("paper", pre_norm=True, dropout=0.0)
+    bridged = bridger.attach_bridgers(vision, text, stages=3, config=bridgers)
+    model = bridged.with_head(ReferringSegmentationHead, width=64, num_heads=4, dropout=0.0)
     model.print_trainable_parameters()
 
     folder = tempfile.TemporaryDirectory()
     write_scenes(folder.name, {"train": args.scenes}, size=128, seed=0)
     data, collate = RefCOCO(folder.name, "train"), RefCollator(processor)
-    loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True, collate_fn=collate)
-    optimizer = torch.optim.AdamW(model.trainable_parameters(), lr=1e-3)
+    loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, collate_fn=collate)
+    optimizer = torch.optim.AdamW(model.trainable_parameters())
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=args.steps + 1)
     model.train()
-    step = 0
-    while step < args.steps:
-        for batch in loader:
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            if step % 20 == 0 or step == args.steps:
-                print(f"step {step}: loss {loss.item():.4f}")
-            if step == args.steps:
-                break
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
+    for step, batch in enumerate(itertools.islice(batches, args.steps), 1):
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.trainable_parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+        if step % 20 == 0 or step == args.steps:
+            print(f"step {step}: loss {loss.item():.4f}")
     model.save_pretrained(args.out)
-    print(f"saved {args.out}")
+
+    model = bridger.BridgedModel.from_pretrained(args.out)  # as anybody would load it
+    scene = make_scene("val", 0)  # never trained on
+    said = scene.expressions[0].sentence
+    model.predict(scene.image, said).overlay(scene.image, said).save("quickstart.png")
+    print(f"saved {args.out}, wrote quickstart.png: {said}")
 
 
 if __name__ == "__main__":

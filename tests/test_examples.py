@@ -30,7 +30,7 @@ def test_the_training_loop_saves_an_adapter_that_segments_a_picture(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["quickstart.py", "own_image.py"])
 def test_the_first_examples_are_short(name: str) -> None:
-    assert len((EXAMPLES / name).read_text().splitlines()) < 60
+    assert len((EXAMPLES / name).read_text().splitlines()) < 65
 
 
 @pytest.mark.slow
