@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Figures = str | os.PathLike[str] | Mapping[str, Any]
 """What `bridger evaluate --json` wrote: the file, or what is in it."""
 
-EMBEDDED, SCENES = "tiny", "scenes"
+EMBEDDED, SCENES, OWN = "tiny", "scenes", "folder"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,10 @@ def facts_of(
     towers = towers_of(folder)
     results = _results(figures, [head["type"] for head in config["heads"].values()])
     if towers == EMBEDDED:  # scenes come in the layouts of published data sets, and are none
-        results = [{**record, "dataset": SCENES} for record in results]
+        results = [
+            record if record.get("dataset") == OWN else {**record, "dataset": SCENES}
+            for record in results
+        ]
     heads = [_head(name, saved) for name, saved in config["heads"].items()]
     return Facts(
         repo_id=repo_id,

@@ -12,7 +12,8 @@ from bridger.evaluation.table import with_interval
 from bridger.named_towers.origins import is_path
 
 SHOWN_CLASSES = 20
-LEFT_OUT = ("towers", "head")  # of a recipe: the card has them already, the first without paths
+LEFT_OUT = ("towers", "head", "note", "cost", "aims")
+"""Of a recipe: what the card has already, and what was said of the recipe and not of this run."""
 
 
 def text(facts: Facts, picture: str | None, caption: str) -> str:
@@ -229,10 +230,9 @@ def _training(facts: Facts) -> list[str]:
     }
     data = recipe.get("datasets")
     trained = f"Trained on {', '.join(data)}." if data else ""
-    note = recipe.pop("note", "")
     folded = f"```json\n{json.dumps(recipe, indent=2)}\n```"
     return [
-        " ".join(filter(None, (said, note, trained))),
+        " ".join(filter(None, (said, trained))),
         f"<details><summary>The recipe</summary>\n\n{folded}\n\n</details>",
     ]
 
