@@ -91,6 +91,8 @@ def on_terminal(
     """
     pid, terminal = pty.fork()
     if pid == 0:
+        # A shell lets what it runs in the background ignore Ctrl-C, which children would inherit.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.chdir(folder)
         words = [*BRIDGER, *map(str, arguments)]
         os.execvpe(words[0], words, {**ENVIRONMENT, **(environment or {})})
