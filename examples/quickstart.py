@@ -17,6 +17,7 @@ import bridger
 from bridger.data import RefCOCO, RefCollator
 from bridger.data.scenes import make_scene, write_scenes
 from bridger.heads import ReferringSegmentationHead
+from bridger.predictions.side_by_side import beside
 
 
 def main() -> None:
@@ -53,10 +54,12 @@ def main() -> None:
     model.save_pretrained(args.out)
 
     model = bridger.BridgedModel.from_pretrained(args.out)  # as anybody would load it
-    scene = make_scene("val", 0)  # never trained on
-    said = scene.expressions[0].sentence
-    model.predict(scene.image, said).overlay(scene.image, said).save("quickstart.png")
-    print(f"saved {args.out}, wrote quickstart.png: {said}")
+    seen = []
+    for scene in (make_scene("val", number) for number in range(4)):  # never trained on
+        said = scene.expressions[0].sentence
+        seen.append(model.predict(scene.image, said).overlay(scene.image, said))
+    beside(seen).save("quickstart.png")
+    print(f"saved {args.out}, wrote quickstart.png")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from bridger.data.scenes import make_scene
 def test_the_training_loop_saves_an_adapter_that_segments_a_picture(tmp_path: Path) -> None:
     printed = run("quickstart.py", "--steps", "2", "--scenes", "4", folder=tmp_path)
     assert "saved my-adapter" in printed and "step 2: loss" in printed
+    with Image.open(tmp_path / "quickstart.png") as seen:
+        assert seen.width == 4 * 512
     Image.fromarray(np.full((60, 90, 3), 200, np.uint8)).save(tmp_path / "picture.png")
     words = ["the owl on the left", "drum"]
     printed = run("own_image.py", "picture.png", *words, "--adapter", "my-adapter", folder=tmp_path)
@@ -30,7 +32,7 @@ def test_the_training_loop_saves_an_adapter_that_segments_a_picture(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["quickstart.py", "own_image.py"])
 def test_the_first_examples_are_short(name: str) -> None:
-    assert len((EXAMPLES / name).read_text().splitlines()) < 65
+    assert len((EXAMPLES / name).read_text().splitlines()) < 70
 
 
 @pytest.mark.slow
