@@ -114,10 +114,16 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
     return recipe
 
 
-def part_of(name: str) -> str:
-    """Return the part of a model that a saved tensor belongs to."""
-    first, _, rest = name.partition(".")
-    return f"head {rest.partition('.')[0]}" if first == "heads" else first
+def part_sizes(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Return "numbers" and "bytes" of each part of a model that saved tensors belong to."""
+    parts: dict[str, dict[str, int]] = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        part = f"head {rest.partition('.')[0]}" if first == "heads" else first
+        sizes = parts.setdefault(part, {"numbers": 0, "bytes": 0})
+        sizes["numbers"] += tensor.numel()
+        sizes["bytes"] += tensor.numel() * tensor.element_size()
+    return parts
 
 
 def _open(

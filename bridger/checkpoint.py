@@ -72,11 +72,7 @@ def describe(model: SavedModel) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "bridger_version": __version__,
         "towers": {
-            side: {
-                **tower.describe(),
-                "name": _public(tower.describe()["name"]),
-                "weights": sample_weights(tower),
-            }
+            side: _describe_tower(tower)
             for side, tower in (("vision", encoder.vision), ("text", encoder.text))
         },
         "encoder": describe_encoder(encoder),
@@ -105,6 +101,11 @@ def describe_encoder(encoder: BridgedEncoder) -> dict[str, Any]:
         "peft": [_without_base(part) for part in describe_peft(encoder.peft_parts())],
         "spec": asdict(encoder.spec),
     }
+
+
+def _describe_tower(tower: Tower) -> dict[str, Any]:
+    said = tower.describe()
+    return {**said, "name": _public(said["name"]), "weights": sample_weights(tower)}
 
 
 def _public(name: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -11,6 +12,9 @@ from bridger.towers.vision import grid_of
 if TYPE_CHECKING:
     from bridger.encoder import BridgedEncoder
     from bridger.model import BridgedModel
+
+FINISHED = "finished text"
+"""What stands in place of a text block where a stage reads what the tower has made in the end."""
 
 TITLES = ("stage", "vision block", "width", "stride", "map", "text block", "width", "Bridger")
 
@@ -43,6 +47,16 @@ def stage_table(encoder: BridgedEncoder, image_size: tuple[int, int] | None = No
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def saved_stages(stages: Sequence[tuple[int, int | None]]) -> str:
+    """Return the stages of an adapter's config, each as (vision block, text block)."""
+    return ", ".join(f"({v}, {FINISHED if t is None else t})" for v, t in stages)
+
+
+def saved_widths(widths: Sequence[int]) -> str:
+    """Return the widths of a tower's blocks in an adapter's config, each once."""
+    return "/".join(map(str, dict.fromkeys(widths)))
 
 
 def head_lines(model: BridgedModel) -> list[str]:
@@ -80,7 +94,7 @@ def count(module: nn.Module) -> int:
 
 def _text(encoder: BridgedEncoder, block: int | None) -> tuple[str, str]:
     if block is None:
-        return "finished text", str(encoder.text.token_width)
+        return FINISHED, str(encoder.text.token_width)
     read = encoder.text.blocks[block]
     return f"{read.name} ({block + 1} of {len(encoder.text.blocks)})", str(read.width)
 

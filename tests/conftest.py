@@ -14,8 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from helpers_lockstep import Pair, inputs, same, use_checkpoints
 
+from bridger import attach_bridgers, load_tiny_clip
 from bridger.cli import main
 from bridger.data.scenes import write_scenes
+from bridger.heads import ReferringSegmentationHead
 
 torch.set_num_threads(1)
 
@@ -56,6 +58,18 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few scenes in RefCOCO's layout; modules that need others have their own."""
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder, {"train": 6, "val": 2, "testA": 2, "testB": 2}, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained adapter on the embedded pair, for tests of the command line."""
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    vision, text, processor = load_tiny_clip()
+    head = {"width": 64, "num_layers": 1, "num_heads": 2}
+    model = attach_bridgers(vision, text, 2).with_head(ReferringSegmentationHead, **head)
+    model.processor = processor
+    model.save_pretrained(folder)
     return folder
 
 

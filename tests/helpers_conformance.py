@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -170,3 +171,17 @@ def _run(tower: Any, made: dict[int, Any], wanted: int, call: Any) -> tuple[Any,
     finally:
         for handle in handles:
             handle.remove()
+
+
+def kept_for_backward(forward: Callable[[], Any]) -> int:
+    """Return how many numbers a forward keeps for backward."""
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return total

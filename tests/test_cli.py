@@ -17,7 +17,6 @@ from helpers_towers import open_clip_vit
 from PIL import Image
 from test_etris import small
 
-import bridger
 from bridger import attach_bridgers
 from bridger.cli import base, main, predict, quickstart
 from bridger.data import RefCOCO, Sample
@@ -28,17 +27,6 @@ from bridger.training.schedule import Schedule
 HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained adapter for the embedded pair."""
-    folder = tmp_path_factory.mktemp("adapters") / "adapter"
-    vision, text, processor = bridger.load_tiny_clip()
-    model = attach_bridgers(vision, text, 2).with_head(ReferringSegmentationHead, **HEAD)
-    model.processor = processor
-    model.save_pretrained(folder)
-    return folder
 
 
 def test_importing_the_command_is_light() -> None:

@@ -17,23 +17,12 @@ import bridger
 from bridger import BridgedModel, attach_bridgers
 from bridger.cli import adapters, main, quickstart
 from bridger.data.scenes import write_scenes
-from bridger.heads import ReferringSegmentationHead, registry
+from bridger.heads import registry
 from bridger.training import Recipe
 
 Run = Callable[..., tuple[int, str, str]]
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_head.py"
-HEAD = {"width": 64, "num_layers": 1, "num_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "adapter"
-    vision, text, processor = bridger.load_tiny_clip()
-    model = attach_bridgers(vision, text, 2).with_head(ReferringSegmentationHead, **HEAD)
-    model.processor = processor
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_conformance import SMALL, changed, features, forwards, replayed, trace
+from helpers_conformance import (
+    SMALL,
+    changed,
+    features,
+    forwards,
+    kept_for_backward,
+    replayed,
+    trace,
+)
 from helpers_towers import PAIRS, hf_text, hf_vision, ids, images, open_clip_vit, pictures
 from torch import Tensor, nn
 
@@ -146,17 +154,7 @@ def test_eight_bit_weights(
 
 
 def kept(model: BridgedModel) -> int:
-    """Numbers that a forward keeps for backward."""
-    total = 0
-
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal total
-        total += tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(images(2), ids(2), labels=torch.ones(2, 32, 32))
-    return total
+    return kept_for_backward(lambda: model(images(2), ids(2), labels=torch.ones(2, 32, 32)))
 
 
 @pytest.mark.parametrize("parts", [(hf_vision, hf_text), (open_clip_vit,)])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_adapters import EACH_PAIR, MASKS, SMALL, alone, answers, batch, equal, numbers, saved
-from helpers_conformance import trace
+from helpers_conformance import kept_for_backward, trace
 from helpers_head_rows import CLASSES, COUNT, ROWS, WORDS
 from helpers_towers import PAIRS, hf_text, hf_vision, open_clip_vit
 from helpers_words import word_tokenizer
@@ -232,17 +232,8 @@ def test_mode_and_dtype_follow_the_model_at_hand(model: BridgedModel) -> None:
 
 
 def kept(model: BridgedModel) -> int:
-    """Numbers that a forward keeps for backward."""
-    total = 0
-
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal total
-        total += tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.train()(*batch(), labels=torch.ones(2, 32, 32))
-    return total
+    model.train()
+    return kept_for_backward(lambda: model(*batch(), labels=torch.ones(2, 32, 32)))
 
 
 def test_activation_checkpointing_follows_the_model_at_hand(model: BridgedModel) -> None:

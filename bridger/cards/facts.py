@@ -11,7 +11,8 @@ from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bridger.adapter_files import WEIGHTS_FILE, part_of, read_recipe, read_saved_config
+from bridger.adapter_files import WEIGHTS_FILE, part_sizes, read, read_recipe
+from bridger.class_phrases import names_of
 from bridger.heads import get_head, list_heads
 from bridger.named_towers.of_adapter import towers_of
 from bridger.named_towers.origins import Origin, origins_of
@@ -50,8 +51,7 @@ class HeadFacts:
     @property
     def classes(self) -> list[str]:
         """The names of the classes that it was trained on."""
-        given = self.options.get("classes") or ()
-        return [each if isinstance(each, str) else each[0] for each in given]
+        return [names_of(entry)[0] for entry in self.options.get("classes") or ()]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def facts_of(
     licence: str | None,
 ) -> Facts:
     """Gather what is known; arguments and errors as of `bridger.model_card.write_card`."""
-    config = read_saved_config(folder)
+    config, tensors = read(folder)
     towers = towers_of(folder)
     results = _results(figures, [head["type"] for head in config["heads"].values()])
     if towers == EMBEDDED:  # scenes come in the layouts of published data sets, and are none
@@ -123,7 +123,7 @@ def facts_of(
         recipe=read_recipe(folder),
         origins=origins_of(towers) if towers else (),
         heads=heads,
-        numbers=_numbers(folder / WEIGHTS_FILE),
+        numbers={part: sizes["numbers"] for part, sizes in part_sizes(tensors).items()},
         size=(folder / WEIGHTS_FILE).stat().st_size,
         tower_numbers=None if model is None else _tower_numbers(model),
         results=results,
@@ -138,17 +138,6 @@ def _head(name: str, saved: Mapping[str, Any]) -> HeadFacts:
     known = get_head(registered)
     about = (getdoc(known) or "").partition("\n\n")[0].replace("\n", " ")
     return HeadFacts(name, registered, about, known.text, known.pipeline_tag, saved["config"])
-
-
-def _numbers(weights: Path) -> dict[str, int]:
-    from safetensors import safe_open
-
-    parts: dict[str, int] = {}
-    with safe_open(weights, framework="pt") as file:
-        for name in file.keys():
-            part = part_of(name)
-            parts[part] = parts.get(part, 0) + math.prod(file.get_slice(name).get_shape())
-    return parts
 
 
 def _tower_numbers(model: SavedModel) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from bridger.cards.facts import Facts, HeadFacts
 from bridger.evaluation.table import with_interval
 from bridger.named_towers.origins import is_path
+from bridger.summary import saved_stages, saved_widths
 
 SHOWN_CLASSES = 20
 LEFT_OUT = ("towers", "head", "note", "cost", "aims")
@@ -119,7 +120,7 @@ def _towers(facts: Facts) -> list[str]:
     rows = []
     for side, tower in facts.config["towers"].items():
         name = tower.get("name") or ""
-        widths = "/".join(map(str, dict.fromkeys(tower["widths"])))
+        widths = saved_widths(tower["widths"])
         named = "" if is_path(name) else name
         rows.append((side, tower["library"], tower["class"], named, tower["num_blocks"], widths))
     shown = table(("side", "library", "class", "name", "blocks", "width"), rows)
@@ -137,8 +138,7 @@ def _towers(facts: Facts) -> list[str]:
 
 def _bridgers(facts: Facts) -> list[str]:
     encoder = facts.config["encoder"]
-    pairs = [f"({v}, {'finished text' if t is None else t})" for v, t in encoder["stages"]]
-    stages = f"Stages, as (vision block, text block): {', '.join(pairs)}."
+    stages = f"Stages, as (vision block, text block): {saved_stages(encoder['stages'])}."
     if encoder["bridgers"] is None:
         return [f"None: the towers are read and not changed. {stages}"]
     return [stages, _options(encoder["bridgers"])]

@@ -221,13 +221,6 @@ def head_in(adapter: Path, asked: str | None) -> tuple[str, str]:
     raise ValueError(f"several heads of {adapter} could answer, name one with --head: {listed}")
 
 
-def recipe_beside(adapter: Path) -> dict[str, Any]:
-    """Return the options of the recipe that was saved with an adapter; none where there is none."""
-    from bridger.adapter_files import read_recipe
-
-    return read_recipe(adapter) or {}
-
-
 def datasets_of(task: Task, adapter: Path, root: Path, given: list[str] | None) -> list[str | None]:
     """Return the data sets of a task in `root` to judge an adapter on.
 
@@ -236,6 +229,7 @@ def datasets_of(task: Task, adapter: Path, root: Path, given: list[str] | None) 
     Raises:
         FileNotFoundError, ValueError: see `bridger.tasks.find_data`; names where folders hold one.
     """
+    from bridger.adapter_files import read_recipe
     from bridger.tasks import find_data
 
     if given and not task.datasets:
@@ -243,7 +237,7 @@ def datasets_of(task: Task, adapter: Path, root: Path, given: list[str] | None) 
             f"--dataset means nothing for {task.name}: a folder holds one data set of it"
         )
     names = list(given or ())
-    if given is None and task.datasets and (wanted := recipe_beside(adapter).get("datasets")):
+    if given is None and task.datasets and (wanted := (read_recipe(adapter) or {}).get("datasets")):
         from bridger.data.catalog import data_sets
 
         there = data_sets(root)

@@ -77,31 +77,26 @@ def _towers(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def _adapter(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Read an adapter's folder; towers are not needed."""
-    from bridger.adapter_files import WEIGHTS_FILE, part_of, read
+    from bridger.adapter_files import WEIGHTS_FILE, part_sizes, read
     from bridger.hub_cache import commit_of
     from bridger.named_towers.of_adapter import towers_of
+    from bridger.summary import saved_stages, saved_widths
 
     adapter = find(name, args)
     config, tensors = read(adapter)
-    parts: dict[str, dict[str, int]] = {}
-    for tensor_name, tensor in tensors.items():
-        part = parts.setdefault(part_of(tensor_name), {"numbers": 0, "bytes": 0})
-        part["numbers"] += tensor.numel()
-        part["bytes"] += tensor.numel() * tensor.element_size()
+    parts = part_sizes(tensors)
     size = (adapter / WEIGHTS_FILE).stat().st_size
     say(f"{name}: adapter of bridger {config['bridger_version']}, {megabytes(size)}")
     if commit := commit_of(adapter):
         say(f"  from the Hub: commit {commit}")
     for side, tower in config["towers"].items():
         named = f" {tower['name']}" if tower.get("name") else ""
-        widths = _short(tower["widths"])
         say(
             f"  {side} tower: {tower['library']} {tower['class']}{named}, "
-            f"{tower['num_blocks']} blocks, {widths} wide"
+            f"{tower['num_blocks']} blocks, {saved_widths(tower['widths'])} wide"
         )
     encoder = config["encoder"]
-    pairs = [f"({v}, {'finished text' if t is None else t})" for v, t in encoder["stages"]]
-    say(f"  stages (vision block, text block): {', '.join(pairs)}")
+    say(f"  stages (vision block, text block): {saved_stages(encoder['stages'])}")
     say(f"  Bridgers: {_options(encoder['bridgers'])}")
     for tuned in encoder.get("peft", []):
         say(f"  peft in the {tuned['side']} tower: {tuned['config']['peft_type']}")
@@ -126,7 +121,3 @@ def _options(options: dict[str, Any] | None) -> str:
     if options is None:
         return "none"
     return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
-
-
-def _short(widths: list[int]) -> str:
-    return "/".join(map(str, dict.fromkeys(widths)))

@@ -41,7 +41,6 @@ EXAMPLES = """\
   bridger predict picture.jpg dog cat --adapter detector --json -
   bridger predict street.jpg --adapter parser --classes classes.txt --window 512
 """
-FACTOR = 255  # of a mask's pixels, so that the file can be looked at
 MASKS, LABELS = "referring_segmentation", "semantic_segmentation"
 CLASSES = "classification"
 RUNNERS_UP = 4
@@ -192,15 +191,16 @@ def _write(
     registered: str, result: Any, outs: Sequence[Path], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Write the files; return what is to be known about them."""
-    import numpy as np
     from PIL import Image
+
+    from bridger.predictions.masks import picture_of
 
     about: dict[str, Any] = {}
     for path in outs:
         path.parent.mkdir(parents=True, exist_ok=True)
     if registered == MASKS:
         for path, mask in zip(outs, result.masks, strict=False):  # the overlay comes last
-            Image.fromarray(FACTOR * mask.astype(np.uint8)).save(path)
+            Image.fromarray(picture_of(mask)).save(path)
     elif registered == LABELS:
         numbers, background = result.numbers()
         Image.fromarray(numbers).save(outs[0])

@@ -15,12 +15,10 @@ import numpy.typing as npt
 
 from bridger.demo.rows import rows_of
 from bridger.predictions import Prediction, SemanticPrediction
+from bridger.predictions.masks import picture_of
 
 if TYPE_CHECKING:
     from PIL import Image
-
-FACTOR = 255
-"""Of a mask's pixels, so that the file can be looked at."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ def download_of(result: Any) -> Download:
     found = json.dumps(_about(result), indent=2, default=str).encode()
     if isinstance(result, Prediction):
         if len(result) == 1:
-            return Download("mask.png", _png(FACTOR * result.masks[0].astype(np.uint8)))
+            return Download("mask.png", _png(picture_of(result.masks[0])))
         masks = {
-            f"mask-{number}.png": _png(FACTOR * mask.astype(np.uint8))
+            f"mask-{number}.png": _png(picture_of(mask))
             for number, mask in enumerate(result.masks, 1)
         }
         return _zipped("masks.zip", {**masks, "found.json": found})

@@ -14,7 +14,7 @@ from bridger.named_towers.names import (
     check_name,
     lasting,
     split_checkpoint,
-    split_size,
+    split_sized,
     split_weights,
     split_words,
     two_sides,
@@ -83,9 +83,8 @@ def _one(name: str, trust_remote_code: bool) -> Towers:
     if library == "open_clip":
         from bridger.named_towers.open_clip_pair import load_open_clip
 
-        model, size = split_size(model)
         with loading(name):
-            clip = load_open_clip(*split_weights(model), size)
+            clip = load_open_clip(*split_sized(model))
         return clip.visual, clip, None
     if library == "transformers":
         both = _from_transformers(name, model, trust_remote_code)
@@ -146,8 +145,7 @@ def _from_timm(name: str, model: str) -> tuple[nn.Module, Pictures]:
 
     from bridger.known_towers import Pictures
 
-    model, size = split_size(model)
-    model, weights = split_weights(model)
+    model, weights, size = split_sized(model)
     local = {"pretrained_cfg_overlay": {"file": weights}} if os.path.isfile(weights) else {}
     tagged = f"{model}.{weights}" if weights and not local else model
     with loading(name):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bridger.named_towers.names import split_size, split_weights
+from bridger.named_towers.names import split_sized
 
 UNREACHED = (
     "LocalEntryNotFoundError",
@@ -92,8 +92,8 @@ def _local(name: str) -> str:
         return ""
     local = "/path/to/folder"
     if library != "transformers":
-        model, size = split_size(model)
-        local = f"{split_weights(model)[0]}:/path/to/weights.pt{f'@{size}' if size else ''}"
+        model, _, size = split_sized(model)
+        local = f"{model}:/path/to/weights.pt{f'@{size}' if size else ''}"
     return f", or give a copy of your own, as in --set towers={library}:{local}"
 
 

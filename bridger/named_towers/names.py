@@ -20,7 +20,7 @@ VISION_ALONE = ("timm", "torchvision")
 LIBRARIES = ("open_clip", "transformers", "etris", *VISION_ALONE)
 
 # A comma may stand in a path, so only one in front of a text tower parts the two.
-_PARTED = re.compile(r",(?=tiny$|(?:open_clip|transformers|etris|timm|torchvision):)")
+_PARTED = re.compile(rf",(?=tiny$|(?:{'|'.join(LIBRARIES)}):)")
 
 
 class Checkpoint(NamedTuple):
@@ -90,6 +90,12 @@ def split_weights(model: str) -> tuple[str, str]:
     return name, os.path.expanduser(weights)
 
 
+def split_sized(model: str) -> tuple[str, str, int | None]:
+    """Split MODEL[:WEIGHTS][@SIZE]; see `split_size` and `split_weights`."""
+    sized, size = split_size(model)
+    return *split_weights(sized), size
+
+
 def split_words(model: str) -> tuple[str, int | None]:
     """Split FILE[@WORDS]."""
     file, _, words = model.rpartition("@")
@@ -138,8 +144,7 @@ def lasting(name: str) -> str:
         file, words = split_words(model)
         return f"etris:{os.path.abspath(file)}" + (f"@{words}" if words else "")
     if library in ("open_clip", "timm"):
-        sized, size = split_size(model)
-        model, weights = split_weights(sized)
+        model, weights, size = split_sized(model)
         if os.path.isfile(weights):
             return f"{library}:{model}:{os.path.abspath(weights)}" + (f"@{size}" if size else "")
     return name

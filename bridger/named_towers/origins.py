@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from bridger.named_towers.names import split_checkpoint, split_size, split_weights, two_sides
+from bridger.named_towers.names import split_checkpoint, split_sized, two_sides
 
 
 class Origin(NamedTuple):
@@ -47,8 +47,7 @@ def _origin(name: str) -> Origin:
             return Origin(f"transformers:FOLDER{kind}", is_local=True)
         return Origin(name, checkpoint.model)
     if library in ("open_clip", "timm"):
-        sized, size = split_size(model)
-        model, weights = split_weights(sized)
+        model, weights, size = split_sized(model)
         if weights and is_path(weights):
             return Origin(f"{library}:{model}:FILE{f'@{size}' if size else ''}", is_local=True)
         return Origin(name, _hub_id(library, model, weights) if weights else None)

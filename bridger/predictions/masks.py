@@ -142,6 +142,11 @@ class Prediction:
         return draw(self, image, words, least_side, scores)
 
 
+def picture_of(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Return a mask (H, W) as a picture that can be looked at: 0, and 255 inside of it."""
+    return 255 * mask.astype(np.uint8)
+
+
 def box_of(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Return x0, y0, x1, y1 around the true pixels of a mask, ends exclusive.
 

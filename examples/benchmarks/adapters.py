@@ -17,7 +17,6 @@ import argparse
 import gc
 import json
 import logging
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
+from lockstep_cost import cpu_name
 from torch import Tensor, nn
 
 from bridger import BridgedModel, attach_bridgers
@@ -177,12 +177,8 @@ def line(label: str, values: list[float], unit: str) -> str:
 
 
 def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cpu = f"{names[0]} x {len(names)}" if names else platform.processor() or platform.machine()
-    load = psutil.getloadavg()[0]
-    return f"torch {torch.__version__}, {torch.get_num_threads()} torch threads, {cpu}, load {load}"
+    threads, load = torch.get_num_threads(), psutil.getloadavg()[0]
+    return f"torch {torch.__version__}, {threads} torch threads, {cpu_name()}, load {load}"
 
 
 def table(library: str, parameters: int, found: dict[str, list[float]]) -> str:
