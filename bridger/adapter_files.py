@@ -36,6 +36,8 @@ class FolderFiles(NamedTuple):
 ADAPTER_FILES = FolderFiles("bridger_config.json", "bridger.safetensors")
 WEIGHTS_FILE = ADAPTER_FILES.weights
 RECIPE_FILE = "recipe.json"
+CARD, PICTURE = "README.md", "card.png"
+"""The model card, and what it shows; see `bridger.model_card`."""
 
 
 def write(

@@ -1,4 +1,8 @@
-"""Adapters by name: in a folder, in the package, or on the Hub; and how they get there."""
+"""Adapters by name: in a folder, in the package, or on the Hub; and how they get there.
+
+Finding knows nothing of model cards. Pushing reaches down to them, against the order of layers, and
+imports them where it does.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bridger.adapter_files import ADAPTER_FILES, RECIPE_FILE, WEIGHTS_FILE, read_saved_config
-from bridger.cards.signature import is_own_text
-from bridger.config import did_you_mean
-from bridger.hub_errors import Asked, said_plainly
-from bridger.model_card import (
+from bridger.adapter_files import (
+    ADAPTER_FILES,
     CARD,
     PICTURE,
-    renew_card,
-    warn_of_processor,
-    warn_of_towers,
-    write_card,
+    RECIPE_FILE,
+    WEIGHTS_FILE,
+    read_saved_config,
 )
+from bridger.config import did_you_mean
+from bridger.hub_errors import Asked, said_plainly
 from bridger.private_paths import blank_paths, warn_of_paths
 from bridger.processing import FILE as PROCESSOR_FILE
 from bridger.tiny_clip import SHIPPED
@@ -162,6 +164,8 @@ def push(
     Returns:
         The address of what was pushed.
     """
+    from bridger.model_card import write_card
+
     _check_id(repo_id)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -211,6 +215,8 @@ def push_folder(
         UserWarning: others cannot load the towers by themselves; there is no processor; paths of
             this machine can be read in what is pushed; a README.md was kept.
     """
+    from bridger.model_card import renew_card, write_card
+
     _check_id(repo_id)
     source = find_adapter(folder)
     with tempfile.TemporaryDirectory() as name:
@@ -249,6 +255,7 @@ def _upload(
     from huggingface_hub import HfApi, constants
 
     from bridger import __version__
+    from bridger.model_card import warn_of_processor, warn_of_towers
 
     warn_of_towers(folder)
     warn_of_processor(folder)
@@ -276,6 +283,8 @@ def _keeps_its_text(
     folder: Path, repo_id: str, revision: str | None, token: str | bool | None
 ) -> bool:
     """Whether the README.md on the Hub was changed there, and the one here is made by bridger."""
+    from bridger.cards.signature import is_own_text
+
     if is_own_text(folder / CARD):
         return False
     there = _from_hub(repo_id, CARD, revision=revision, token=token, **_library())

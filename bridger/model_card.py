@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from bridger.adapter_files import WEIGHTS_FILE, read_saved_config
+from bridger.adapter_files import CARD, PICTURE, WEIGHTS_FILE, read_saved_config
 from bridger.cards.facts import EMBEDDED, Facts, Figures, facts_of
 from bridger.cards.picture import GIVEN_CAPTION
 from bridger.cards.signature import (
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from bridger.cards.picture import Shown
     from bridger.saving import SavedModel
-
-CARD, PICTURE = "README.md", "card.png"
 
 SHOWN = (
     "task", "head", "dataset", "split", "sentences", "expressions", "pictures", "metrics",

@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: options for pushing where only the card is wanted.
     """
+    from bridger.adapter_files import PICTURE
     from bridger.hub import push_folder
-    from bridger.model_card import PICTURE, write_card
+    from bridger.model_card import write_card
 
     given = {
         "figures": args.figures,
