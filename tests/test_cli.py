@@ -193,6 +193,31 @@ def test_predict_writes_masks_of_the_pictures_size(
     assert (tmp_path / "seen.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        ([], ["mask.png"]),
+        (["--overlay", "seen.png"], ["seen.png"]),
+        (["--out", "m.png"], ["m.png"]),
+        (["--out", "m.png", "--overlay", "seen.png"], ["m.png", "seen.png"]),
+    ],
+)
+def test_predict_writes_what_was_asked_for(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    written: list[str],
+) -> None:
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (90, 40)).save(picture)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, out, _ = run("predict", picture, "the owl", *options)
+    assert code == 0 and f"wrote {', '.join(written)}" in out
+    assert sorted(path.name for path in Path().iterdir()) == written
+
+
 def test_what_cannot_be_written_is_found_before_the_model_runs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

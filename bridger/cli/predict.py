@@ -46,7 +46,7 @@ CLASSES = "classification"
 RUNNERS_UP = 4
 """How many classes are told behind those that were found."""
 FILES = {MASKS: Path("mask.png"), LABELS: Path("labels.png")}
-"""What is written where --out says nothing; other heads write no file of their own."""
+"""What is written where neither --out nor --overlay is given; other heads write no file."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -74,9 +74,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="PNG",
-        help="of masks 0 and 255 (default: mask.png), numbered where there are several sentences; "
-        "of classes for each pixel their numbers, the last one of all for none of them (default: "
-        "labels.png)",
+        help="of masks 0 and 255 (mask.png where --overlay is not given either), numbered where "
+        "there are several sentences; of classes for each pixel their numbers, the last one of all "
+        "for none of them (labels.png likewise)",
     )
     parser.add_argument(
         "--overlay", type=Path, metavar="PNG", help="the picture with what is found"
@@ -109,7 +109,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     head, registered = head_in(adapter, args.head)
     words = _words(get_head(registered), registered, args)
     options = _options(get_head(registered), registered, args)
-    outs = _outs(registered, len(words or ()), args)
+    maps = _maps(registered, len(words or ()), args)
+    outs = maps if args.overlay is None else [*maps, args.overlay]
     for path in outs:
         check_picture(path)
     places = [path.resolve() for path in (args.image, *outs)]
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     times["running"] = time.monotonic()
     result = model.predict(args.image, words, head=head, **options)
     times["writing"] = time.monotonic()
-    about = _write(registered, result, outs, args)
+    about = _write(registered, result, maps, args)
     ends = [*list(times.values())[1:], time.monotonic()]
     seconds = {name: end - times[name] for name, end in zip(times, ends, strict=True)}
     found = result.found() if hasattr(result, "found") else result
@@ -173,22 +174,25 @@ def _options(head: type[Head], registered: str, args: argparse.Namespace) -> dic
     return options
 
 
-def _outs(registered: str, count: int, args: argparse.Namespace) -> list[Path]:
-    """Return the files to write: of masks one for each sentence; then the overlay."""
+def _maps(registered: str, count: int, args: argparse.Namespace) -> list[Path]:
+    """Return the files of maps to write: of masks one for each sentence."""
     if args.out is not None and registered not in FILES:
         raise ValueError(
             f"--out means nothing for {registered}, which has no map of pixels: see --overlay and "
             f"--json"
         )
-    out: Path | None = args.out or FILES.get(registered)
-    outs = [] if out is None else [out]
-    if out is not None and registered == MASKS and count > 1:
-        outs = [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
-    return outs if args.overlay is None else [*outs, args.overlay]
+    out: Path | None = args.out
+    if out is None and args.overlay is None:
+        out = FILES.get(registered)
+    if out is None:
+        return []
+    if registered == MASKS and count > 1:
+        return [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
+    return [out]
 
 
 def _write(
-    registered: str, result: Any, outs: Sequence[Path], args: argparse.Namespace
+    registered: str, result: Any, maps: Sequence[Path], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Write the files; return what is to be known about them."""
     from PIL import Image
@@ -196,16 +200,18 @@ def _write(
     from bridger.predictions.masks import picture_of
 
     about: dict[str, Any] = {}
-    for path in outs:
+    for path in maps:
         path.parent.mkdir(parents=True, exist_ok=True)
-    if registered == MASKS:
-        for path, mask in zip(outs, result.masks, strict=False):  # the overlay comes last
+    if registered == MASKS and maps:
+        for path, mask in zip(maps, result.masks, strict=True):
             Image.fromarray(picture_of(mask)).save(path)
     elif registered == LABELS:
         numbers, background = result.numbers()
-        Image.fromarray(numbers).save(outs[0])
+        for path in maps:
+            Image.fromarray(numbers).save(path)
         about = {"classes": list(result.names), "background": background}
     if args.overlay is not None:
+        args.overlay.parent.mkdir(parents=True, exist_ok=True)
         if not hasattr(result, "overlay"):
             raise ValueError(
                 f"--overlay means nothing for {registered}, whose results draw nothing"
