@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from lockstep_cost import cpu_name
+from measuring import cpu_name
 from torch import Tensor, nn
 
 from bridger import BridgedModel, attach_bridgers

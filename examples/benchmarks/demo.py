@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lockstep_cost import cpu_name
+from measuring import cpu_name
 
 from bridger.demo.choices import Choice, load_choices
 from bridger.demo.gallery import compose_gallery

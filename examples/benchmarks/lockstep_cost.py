@@ -10,13 +10,12 @@ one process, in an order that changes with every pair; the ratio of each pair co
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import cpu_name
 from torch import Tensor, nn
 
 from bridger.lockstep import StageHooks, run_lockstep
@@ -123,13 +122,6 @@ def compare(args: argparse.Namespace, backward: bool) -> None:
         f"[{low:.3f}, {high:.3f}], plain loop {1000 * statistics.median(plain):.1f} ms, "
         f"{args.pairs} pairs"
     )
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else platform.processor() or platform.machine()
 
 
 def main() -> None:
