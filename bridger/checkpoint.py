@@ -22,10 +22,10 @@ from bridger.adapter_files import ADAPTER_FILES, read, write
 from bridger.attach import attach_bridgers
 from bridger.bridgers import BridgerConfig
 from bridger.heads import get_head
-from bridger.named_towers.origins import is_path
 from bridger.processing import Processor
 from bridger.sharded import copy_into
 from bridger.tower_peft import describe_peft, inject_peft, take_out_peft, wrap_prompts
+from bridger.tower_source import is_path
 from bridger.tower_weights import same_weights, sample_weights
 from bridger.towers import TextTower, VisionTower, find_text_tower, find_vision_tower
 from bridger.towers.base import Tower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -34,6 +35,11 @@ def source_of(vision: Tower, text: Tower) -> str | None:
     if sides[0] is None or sides[1] is None:
         return None
     return sides[0] if sides[0] == sides[1] else f"{sides[0]},{sides[1]}"
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name is that of a file or folder on this machine."""
+    return os.path.isabs(name) or name.startswith((".", "~")) or os.path.exists(name)
 
 
 def _name_of(tower: Tower) -> str | None:

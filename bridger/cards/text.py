@@ -9,8 +9,8 @@ from typing import Any
 
 from bridger.cards.facts import Facts, HeadFacts
 from bridger.evaluation.table import with_interval
-from bridger.named_towers.origins import is_path
 from bridger.summary import saved_stages, saved_widths
+from bridger.tower_source import is_path
 
 SHOWN_CLASSES = 20
 LEFT_OUT = ("towers", "head", "note", "cost", "aims")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 from bridger.named_towers.names import split_checkpoint, split_sized, two_sides
+from bridger.tower_source import is_path
 
 
 class Origin(NamedTuple):
@@ -29,11 +29,6 @@ def origins_of(name: str) -> list[Origin]:
         name: as for `load_towers`; what it stands for need not be here.
     """
     return [_origin(side) for side in dict.fromkeys(two_sides(name))]
-
-
-def is_path(name: str) -> bool:
-    """Whether a model's name is that of a file or folder on this machine."""
-    return os.path.isabs(name) or name.startswith((".", "~")) or os.path.exists(name)
 
 
 def _origin(name: str) -> Origin:
