@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import torch
 
 Call = Callable[[], Any]
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-PROCESS = Path("/proc/self")
+PROCESS, CPU = Path("/proc/self"), Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,15 @@ class Timing:
     """The seconds of each round of one case, their median and quartiles."""
 
     seconds: tuple[float, ...]
-    low: float
-    median: float
-    high: float
+    low: float = field(init=False)
+    median: float = field(init=False)
+    high: float = field(init=False)
 
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Timing:
-        several = [*seconds, *seconds] if len(seconds) == 1 else seconds
-        return cls(tuple(seconds), *statistics.quantiles(several, n=4, method="inclusive"))
+    def __post_init__(self) -> None:
+        several = self.seconds if len(self.seconds) > 1 else [*self.seconds, *self.seconds]
+        quartiles = statistics.quantiles(several, n=4, method="inclusive")
+        for name, value in zip(("low", "median", "high"), quartiles, strict=True):
+            object.__setattr__(self, name, value)
 
     def ratio(self, reference: Timing) -> float:
         """Return the median over rounds of this case's seconds to the reference's.
@@ -59,8 +60,7 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time cases in turn: A, B, A, B, ... so that a busy machine slows all of them down.
 
-    Garbage is collected between the timed calls alone, and what a call returns is let go after
-    its time was taken.
+    Garbage is collected between the timed calls alone; what they return is let go after them.
 
     Args:
         cases: functions without arguments, by name.
@@ -77,20 +77,16 @@ def alternate(
         for index in range(warmups + rounds):
             for name, call in cases.items():
                 gc.collect()
-                taken = _seconds(call, device)
+                synchronize(device)
+                start = time.perf_counter()
+                result = call()
+                synchronize(device)
                 if index >= warmups:
-                    seconds[name].append(taken)
+                    seconds[name].append(time.perf_counter() - start)
+                del result
     finally:
         gc.enable()
-    return {name: Timing.of(values) for name, values in seconds.items()}
-
-
-def _seconds(call: Call, device: torch.device | str) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    result = call()  # noqa: F841  # kept until the time was taken
-    synchronize(device)
-    return time.perf_counter() - start
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -121,11 +117,9 @@ def peak_memory(call: Call, device: torch.device | str = "cpu") -> Peak:
     """
     gc.collect()
     if torch.device(device).type == "cuda":
-        synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
-        synchronize(device)
         return Peak(torch.cuda.max_memory_allocated(device) - before, None)
     resident = _resident_peak(call) if PROCESS.exists() else None
     gc.collect()
@@ -176,7 +170,7 @@ def _live_tensors_peak(call: Call) -> int:
     trace: Any = profiler.profiler
     records = [r for r in trace.kineto_results.events() if r.name() == "[memory]"]
     changes = sorted((record.start_ns(), int(record.nbytes())) for record in records)
-    return max(0, *accumulate(change for _, change in changes))
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 def largest(fits: Callable[[int], bool], limit: int = 4096) -> int:
@@ -199,8 +193,7 @@ def in_child(script: str, arguments: Sequence[str]) -> Any:
 
 
 def _cpu_lines(name: str) -> list[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = CPU.read_text().splitlines() if CPU.exists() else []
     return [line.split(":", 1)[1].strip() for line in lines if line.startswith(name)]
 
 
