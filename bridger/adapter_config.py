@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bridger._json import check_object, parse_json
 from bridger.config import did_you_mean
 
 FORMAT_VERSION = 1
@@ -33,13 +33,10 @@ def read_config(text: str, source: Path) -> dict[str, Any]:
         source: the file that it is in, for messages.
 
     Raises:
-        ValueError: it is no JSON, of a later format, or keys are missing or unknown.
+        ValueError: it is not JSON, of a later format, or keys are missing or unknown.
     """
-    try:
-        config: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"the bridger_config in {source} is no JSON: {error}") from error
     where = f"the bridger_config in {source}"
+    config: dict[str, Any] = parse_json(text, where)
     # A later format may have other keys, so its number comes first.
     version = config.get("format_version", FORMAT_VERSION) if isinstance(config, dict) else 1
     if type(version) is not int:
@@ -61,7 +58,7 @@ def read_config(text: str, source: Path) -> dict[str, Any]:
     _check(config["encoder"], ENCODER, f'"encoder" of {where}')
     for part in config["encoder"].get("peft", []):
         _check(part, PEFT, f'"peft" of {where}')
-    _check_object(config["heads"], f'"heads" of {where}')
+    check_object(config["heads"], f'"heads" of {where}')
     for name, head in config["heads"].items():
         _check(head, HEAD, f"head {name!r} of {where}")
     return config
@@ -77,11 +74,6 @@ def _check(values: Any, keys: Keys, where: str) -> None:
 
 
 def _check_there(values: Any, required: Sequence[str], where: str) -> None:
-    _check_object(values, where)
+    check_object(values, where)
     if missing := [key for key in required if key not in values]:
         raise ValueError(f"{where} lacks {missing}: expected the keys that save_pretrained writes")
-
-
-def _check_object(values: Any, where: str) -> None:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a JSON object, found {values!r}")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bridger._etris_layout import ReleasedLayout
 from bridger._files import replacing, staging
+from bridger._json import check_object, read_json
 from bridger.adapter_config import read_config
 from bridger.processing import Processor
 from bridger.sharded import is_sharded, whole
@@ -104,12 +105,8 @@ def read_recipe(folder: Path) -> dict[str, Any] | None:
     file = folder / RECIPE_FILE
     if not file.is_file():
         return None
-    try:
-        recipe = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{file} must be a JSON object, found {recipe!r}")
+    recipe: dict[str, Any] = read_json(file)
+    check_object(recipe, file)
     towers = recipe.get("towers")
     if not isinstance(towers, str | None):
         raise ValueError(f'"towers" of {file} must be a name of towers or null, found {towers!r}')

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bridger._json import read_json
 from bridger.adapter_files import ADAPTER_FILES, RECIPE_FILE, read_recipe, read_saved_config
 from bridger.named_towers.origins import origins_of
 from bridger.processing import FILE as PROCESSOR_FILE
@@ -33,7 +34,7 @@ def warn_of_paths(folder: Path) -> None:
     said = {ADAPTER_FILES.config: {**read_saved_config(folder), "tower_source": None}}
     for name in FILES:
         if (folder / name).is_file():
-            said[name] = json.loads((folder / name).read_text(encoding="utf-8"))
+            said[name] = read_json(folder / name)
     found = [f"{key} = {path} in {name}" for name in said for key, path in _paths(said[name])]
     if found:
         warnings.warn(

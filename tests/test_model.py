@@ -197,7 +197,11 @@ def test_unknown_and_missing_keys_of_the_config_are_named(tmp_path: Path) -> Non
             BridgedModel.from_pretrained(tmp_path, *towers)
         assert "bridger.safetensors" in str(error.value)
     file = tmp_path / "bridger.safetensors"
-    for text, words in (("{nope", "is no JSON"), ("[1]", "must be a JSON object"), ("{}", "lacks")):
+    for text, words in (
+        ("{nope", "is not JSON"),
+        ("[1]", "must be a JSON object"),
+        ("{}", "lacks"),
+    ):
         save_file(load_file(file), file, metadata={"bridger_config": text})
         (tmp_path / "bridger_config.json").write_text(text)
         with pytest.raises(ValueError, match=f"bridger.safetensors.*{words}"):

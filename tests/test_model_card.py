@@ -182,7 +182,7 @@ def test_figures_that_are_none_are_refused(several: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="not what `bridger evaluate ADAPTER --json` writes"):
         write_card(several, "anna/several", figures=other)
     other.write_text("{")
-    with pytest.raises(ValueError, match="other.json is no JSON"):
+    with pytest.raises(ValueError, match="other.json is not JSON"):
         write_card(several, "anna/several", figures=other)
     with pytest.raises(ValueError, match="a head for referring_segmentation; this adapter has"):
         write_card(several, "anna/several", figures=EVALUATED)

@@ -338,7 +338,7 @@ def test_older_adapters_are_found_by_the_recipe_beside_them(
 
 @pytest.mark.parametrize(
     ("written", "said"),
-    [("{", "is no JSON"), ("[]", "must be a JSON object"), ('{"towers": 3}', '"towers" of')],
+    [("{", "is not JSON"), ("[]", "must be a JSON object"), ('{"towers": 3}', '"towers" of')],
 )
 def test_a_recipe_that_cannot_be_read_is_told_where_it_matters(
     written: str, said: str, tmp_path: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bridger._json import check_object, read_json
 from bridger.adapter_files import WEIGHTS_FILE, part_sizes, read, read_recipe
 from bridger.class_phrases import names_of
 from bridger.heads import get_head, list_heads
@@ -159,7 +159,7 @@ def _results(
     given: Sequence[Any] = [figures] if single else figures or ()  # type: ignore[assignment]
     found: list[Mapping[str, Any]] = []
     for each in given:
-        said = each if isinstance(each, Mapping) else _read(Path(each))
+        said = each if isinstance(each, Mapping) else read_json(Path(each))
         named = "the figures" if isinstance(each, Mapping) else str(each)
         if not isinstance(said, Mapping) or not {"task", "head", "results"} <= set(said):
             raise ValueError(f"{named} are not what `bridger evaluate ADAPTER --json` writes")
@@ -179,21 +179,12 @@ def _check_records(records: Any, named: str) -> None:
         raise ValueError(f'"results" of {named} must be a list, found {records!r}')
     for number, record in enumerate(records):
         where = f"result {number} of {named}"
-        if not isinstance(record, Mapping):
-            raise ValueError(f"{where} must be a JSON object, found {record!r}")
+        check_object(record, where)
         how_many = "expressions" if "expressions" in record else "pictures"
         needed = ("dataset", "split", how_many, "metrics")
         if missing := [key for key in needed if record.get(key) is None]:
             raise ValueError(f"{where} lacks {missing}: give what `bridger evaluate --json` wrote")
-        if not isinstance(record["metrics"], Mapping):
-            raise ValueError(f'"metrics" of {where} must be a JSON object')
+        check_object(record["metrics"], f'"metrics" of {where}')
         for name, share in record["metrics"].items():
             if type(share) not in (int, float) or not math.isfinite(share):
                 raise ValueError(f"metric {name!r} of {where} must be a number, found {share!r}")
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bridger._json import read_json
 from bridger.cli.adapters import add_device_option, trains_on_cpu
 from bridger.cli.base import Counter, command, figures, megabytes, say, table, whole
 from bridger.cli.data import DEFAULTS, describe_data
@@ -143,7 +144,7 @@ def show_again(out: Path, recipe: Recipe) -> dict[str, Any]:
     """Print the figures of a finished run in place of repeating it."""
     from bridger.training import Recipe
 
-    summary: dict[str, Any] = json.loads((out / METRICS_FILE).read_text())
+    summary: dict[str, Any] = read_json(out / METRICS_FILE)
     if recipe.differences(Recipe.from_dict(summary["recipe"])):
         raise FileExistsError(
             f"{out} holds a finished run of another recipe: choose another folder with --out"

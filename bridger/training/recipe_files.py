@@ -7,10 +7,10 @@ the place of the base's group as a whole.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from bridger._json import check_object, read_json
 from bridger.config import did_you_mean
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -64,10 +64,6 @@ def read_inherited(path: Path) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe file {path}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold one JSON object, found {type(values).__name__}")
+    values: dict[str, Any] = read_json(path)
+    check_object(values, path)
     return values
