@@ -86,13 +86,27 @@ def read(
     Raises:
         FileNotFoundError: there is no adapter.
         ValueError: a file is truncated, foreign, or of a later format.
+
+    Warns:
+        UserWarning: the readable config does not belong to the weights.
     """
     text, tensors = _open(folder, files, with_tensors=True)
-    return _checked(folder, files, text), tensors
+    config = _checked(folder, files, text)
+    readable = folder / files.config
+    if readable.is_file() and readable.read_text() != text:
+        warnings.warn(
+            f"{readable} does not belong to {files.weights}; using the config inside it",
+            UserWarning,
+            stacklevel=4,
+        )
+    return config, tensors
 
 
 def read_saved_config(folder: Path, files: FolderFiles = ADAPTER_FILES) -> dict[str, Any]:
-    """Return the config alone; raises as `read`."""
+    """Return the config that counts, alone; raises as `read`.
+
+    It does not warn: who only looks at a config in passing leaves that to the one who reads all.
+    """
     return _checked(folder, files, _open(folder, files, with_tensors=False)[0])
 
 
@@ -149,11 +163,4 @@ def _checked(folder: Path, files: FolderFiles, text: str | None) -> dict[str, An
     path = folder / files.weights
     if text is None:
         raise ValueError(f"{path} was not written by bridger: it carries no bridger_config")
-    readable = folder / files.config
-    if readable.is_file() and readable.read_text() != text:
-        warnings.warn(
-            f"{readable} does not belong to {path.name}; using the config inside {path.name}",
-            UserWarning,
-            stacklevel=5,
-        )
     return read_config(text, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,6 +88,20 @@ def test_errors_call_an_adapter_what_the_user_called_it(
     for name in ("tiny", "tiny-heads"):
         _, _, err = run("predict", picture, "a", "--adapter", name, "--head", "depth")
         assert err.startswith(f"bridger predict: error: {name} does not have a head 'depth'")
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_config_of_other_weights_is_told_once(
+    run: Run, adapter: Path, picture: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(adapter, tmp_path / "broken")
+    (broken / "bridger_config.json").write_text("{}")
+    for argv in (
+        ["predict", picture, "the owl", "--adapter", broken, "--overlay", tmp_path / "seen.png"],
+        ["inspect", broken],
+    ):
+        code, _, err = run(*argv)
+        assert code == 0 and err.count("does not belong to bridger.safetensors") == 1, err
 
 
 def test_only_folders_that_were_not_typed_are_renamed(adapter: Path, monkeypatch: Any) -> None:

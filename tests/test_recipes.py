@@ -88,7 +88,7 @@ def test_what_a_file_stands_on_must_be_there(
             {"aims": {"metric": "mIoU", "source": "x", "splits": {"val": 0.7}}},
             "percentage for every split",
         ),
-        ([1], "must be a JSON object, found \["),
+        ([1], r"must be a JSON object, found \["),
     ],
 )
 def test_bad_recipes_say_what_is_wrong(tmp_path: Path, values: Any, words: str) -> None:
