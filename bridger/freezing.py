@@ -111,11 +111,15 @@ def _flags(module: nn.Module) -> Flags:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode; every module gets back the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Put a model into eval mode; every module gets back the mode that it had.
+
+    Where all are in eval mode nothing is written, so that threads may do this at once.
+    """
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True

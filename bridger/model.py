@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bridger._etris_layout import ReleasedLayout
-from bridger.answering import ROWS_AT_ONCE, joined, predict_one, texts_by_head
+from bridger.answering import ROWS_AT_ONCE, joined, predict_each, texts_by_head
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures, Mentions
 from bridger.heads import Head, HeadOutput
@@ -226,8 +226,9 @@ class BridgedModel(ManagedAdapters):
     ) -> Any:
         """Answer what the words ask about a picture, at the picture's own size.
 
-        It runs in eval mode and leaves every module in the mode that it had. Modes are shared
-        between threads: to predict in several at once, call `eval()` first.
+        Pictures of a list that are asked about equal words, or about as many sentences, share
+        forwards. It runs in eval mode and leaves every module in the mode that it had. Modes are
+        shared between threads: to predict in several at once, call `eval()` first.
 
         Args:
             image: a picture (PIL image, array, tensor or path), or a list of pictures.
@@ -236,7 +237,8 @@ class BridgedModel(ManagedAdapters):
                 pictures, one entry of that kind for each, or None.
             threshold: what counts as found, from 0 to 1; None: as the head has it.
             head: which head answers, where there are several.
-            rows_at_once: most sequences of text in one forward; fewer need less memory.
+            rows_at_once: most sequences of text in one forward, counted for each of its pictures;
+                fewer need less memory.
             **options: of the head's `results`.
 
         Returns:
@@ -255,8 +257,5 @@ class BridgedModel(ManagedAdapters):
         several = isinstance(image, (list, tuple))
         images: Any = image if several else [image]
         asked = joined(text, images) if several else [text]
-        results = [
-            predict_one(self, name, picture, words, rows_at_once, options)
-            for picture, words in zip(images, asked, strict=True)
-        ]
+        results = predict_each(self, name, images, asked, rows_at_once, options)
         return results if several else results[0]

@@ -43,7 +43,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -55,6 +55,7 @@ from bridger.processing import Placement, Processor
 from bridger.texts import ClassName, Texts
 
 HeadT = TypeVar("HeadT", bound="Head")
+OutputT = TypeVar("OutputT", bound="HeadOutput")
 TextKind = Literal["expressions", "classes"]
 
 
@@ -74,6 +75,19 @@ class HeadOutput:
     loss: Tensor | None = None
     no_target: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of_picture(self: OutputT, index: int) -> OutputT:
+        """Return the output for one of B pictures, as a batch of one.
+
+        Tensors among the fields of heads' own begin with B too; all else is about every picture.
+        """
+        values = {own.name: getattr(self, own.name) for own in fields(self)}
+        rows: dict[str, Any] = {
+            name: value[index : index + 1]
+            for name, value in values.items()
+            if isinstance(value, Tensor) and value.shape[:1] == self.logits.shape[:1]
+        }
+        return replace(self, **rows)
 
 
 def options_beside(own: Callable[..., Any], base: Callable[..., Any]) -> tuple[str, ...]:
