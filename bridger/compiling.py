@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bridger.towers.attention import fast_attention
 from bridger.towers.base import Tower
 from bridger.towers.views import view_changing
 
@@ -38,7 +39,9 @@ class CompiledBlocks:
                     "encoders whose trainable= names no tensor inside a block"
                 )
         self._forwards: dict[str, Callable[..., Any]] = {
-            f"{names[block.module]}.forward": torch.compile(block.module.forward, **options)
+            f"{names[block.module]}.forward": torch.compile(
+                view_changing(block.module, fast_attention(block.module)).forward, **options
+            )
             for block in tower.blocks
         }
 

@@ -24,6 +24,7 @@ from bridger.switched_towers import SwitchedTowers
 from bridger.tower_peft import Parameters, find_peft, tuned_modules
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower
+from bridger.towers.attention import with_fast_attention
 from bridger.towers.contrastive import read_contrast
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ class BridgedEncoder(SwitchedTowers):
 
     def _run(self, batch: Batch) -> BridgedFeatures:
         with self._ready() as ready:
+            if self.prefix_cache is not None:
+                ready = self.prefix_cache.take_up(self, ready, batch)
             return run_bridged(self, ready, batch)
 
     @contextmanager
@@ -216,6 +219,9 @@ class BridgedEncoder(SwitchedTowers):
         vision, text = self.vision, self.text
         if self._compiled is not None:
             vision, text = self._compiled[0].of(vision), self._compiled[1].of(text)
+        else:
+            vision = with_fast_attention(vision, tensors["vision"])
+            text = with_fast_attention(text, tensors["text"])
         if not self.training:
             yield Ready(self._hooks, vision, text, tensors)
             return
@@ -305,7 +311,7 @@ class BridgedEncoder(SwitchedTowers):
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks belong to this object and its towers; a copy registers its own.
-        left_out = ("_hooks", "_attachment")
+        left_out = ("_hooks", "_attachment", "prefix_cache")
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         state["_compiled"], state["_tried"] = None, frozenset()
         if self._attached:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,7 +20,9 @@ UPSAMPLING = 4  # cells of the enlarged map per cell of the fused one, in a row
 class Enlarger(nn.Module):
     """Enlarges the map fourfold: Conv1x1(Conv3x3(up(Conv3x3(up(x))))).
 
-    The 3x3 ones have BatchNorm and ReLU.
+    The 3x3 ones have BatchNorm and ReLU. What makes logits of the enlarged map is linear too, and
+    has fewer outputs than the 1x1 convolution: so that one is applied to the former's weights
+    (`through_last`), which is the same, and never to the map.
 
     Args:
         width: D, of the map; the enlarged one has half as many channels.
@@ -33,17 +36,35 @@ class Enlarger(nn.Module):
         self.last = nn.Conv2d(half, half, 1)
 
     def enlarge(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Enlarge the map (B, D, H, W) to `size`, about four times its own: (B, D/2, *size)."""
+        """Enlarge the map (B, D, H, W) to `size`, about four times its own: (B, D/2, *size).
+
+        It is what comes before the 1x1 convolution.
+        """
         half_size = (-(-size[0] // 2), -(-size[1] // 2))
         features = self.first(resize(features, half_size))
-        enlarged: Tensor = self.last(self.second(resize(features, size)))
+        enlarged: Tensor = self.second(resize(features, size))
         return enlarged
+
+    def through_last(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and a bias that do to `enlarge`'s cells what these do behind Conv1x1.
+
+            <w, W e + b> = <w W, e> + <w, b>
+
+        Args:
+            weights: w (..., D/2).
+
+        Returns:
+            w W (..., D/2) and <w, b> (...).
+        """
+        matrix = rearrange(self.last.weight, "d c 1 1 -> d c")
+        bias: Any = self.last.bias
+        return weights @ matrix, weights @ bias
 
 
 class Projector(Enlarger):
     """Enlarges the map fourfold and convolves it with a kernel made from the sentence.
 
-        Z_c = enlarge(x)
+        Z_c = Conv1x1(enlarge(x))
         Z_t = Linear(F_s)                               3 * 3 * D/2 weights, then one bias
         logits = Z_t * Z_c                              a 3x3 convolution, one per expression
 
@@ -62,6 +83,10 @@ class Projector(Enlarger):
     def forward(self, features: Tensor, sentence: Tensor, size: tuple[int, int]) -> Tensor:
         """Make the logits of one mask per row.
 
+        With one output channel a matrix product makes all taps at every cell, and shifting and
+        adding them (`fold`) is the rest: several times faster than a grouped convolution of B
+        groups.
+
         Args:
             features: (B, D, H, W).
             sentence: F_s (B, C_s).
@@ -70,17 +95,12 @@ class Projector(Enlarger):
         Returns:
             The logits (B, H, W).
         """
-        return _convolve_each(self.enlarge(features, size), self.sentence(sentence))
-
-
-def _convolve_each(features: Tensor, weights: Tensor) -> Tensor:
-    """Convolve each map (B, C, H, W) with its own 3x3 kernel and bias (B, C * 3 * 3 + 1).
-
-    With one output channel a matrix product makes all taps at every cell, and shifting and adding
-    them (`fold`) is the rest: several times faster than a grouped convolution of B groups.
-    """
-    taps = rearrange(weights[:, :-1], "b (c k) -> b k c", k=KERNEL**2)
-    # `fold` carries what a cell sends out, a convolution what it takes in: the kernel is turned.
-    sent = taps.flip(1) @ rearrange(features, "b c h w -> b c (h w)")
-    logits = F.fold(sent, features.shape[-2:], KERNEL, padding=KERNEL // 2)
-    return rearrange(logits, "b 1 h w -> b h w") + rearrange(weights[:, -1], "b -> b 1 1")
+        made = self.sentence(sentence)
+        taps = rearrange(made[:, :-1], "b (c k) -> b k c", k=KERNEL**2)
+        # `fold` carries what a cell sends out, a convolution what it takes in: the kernel is
+        # turned. Cells beyond the border send nothing, not even the bias of the 1x1 convolution.
+        taps, sent_by_all = self.through_last(taps.flip(1))
+        cells = rearrange(self.enlarge(features, size), "b c h w -> b c (h w)")
+        sent = torch.baddbmm(rearrange(sent_by_all, "b k -> b k 1"), taps, cells)
+        logits = F.fold(sent, size, KERNEL, padding=KERNEL // 2)
+        return rearrange(logits, "b 1 h w -> b h w") + rearrange(made[:, -1], "b -> b 1 1")

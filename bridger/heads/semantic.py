@@ -195,7 +195,9 @@ class SemanticSegmentationHead(FusingHead, DenseHead, ClassNamesHead):
         cells = self.enlarger.enlarge(fused, self.logit_size(features))
         cells = rearrange(cells, "(b n) d h w -> b n d h w", n=n)
         texts = by_row_and_class(self.embedding(read), read.mentions, n)
+        texts, bias = self.enlarger.through_last(texts)
         logits: Tensor = einsum(cells, texts, "b n d h w, b n k d -> b k h w")
+        logits = logits + rearrange(bias.sum(dim=1), "b k -> b k 1 1")
         logits = logits * cells.shape[2] ** -0.5
         if self.zero_shot is not None:
             cosines = rearrange(self._cosines(features), "(b n) h w -> b n h w", n=n)
