@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bridger.number_checks import refuse_if
+
 
 def flatten_expressions(
     input_ids: Tensor | None, attention_mask: Tensor | None, expression_mask: Tensor | None
@@ -52,8 +54,12 @@ def _fill_padding(
             f"expression_mask must be (B, N) = {tuple(input_ids.shape[:2])}, "
             f"got {tuple(real.shape)}"
         )
-    if not bool(real.any(dim=1).all()):
-        raise ValueError("an image has no real expression: each row of expression_mask needs one")
+    refuse_if(
+        ~real.any(dim=1).all(),
+        lambda: ValueError(
+            "an image has no real expression: each row of expression_mask needs one"
+        ),
+    )
     slots = torch.arange(real.shape[1], device=real.device).expand_as(real)
     source = torch.where(real, slots, real.int().argmax(dim=1, keepdim=True))
     index = source.unsqueeze(-1).expand_as(input_ids)

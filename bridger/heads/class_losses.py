@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from bridger.labels import IGNORE, check_tensor
+from bridger.number_checks import refuse_if
 
 
 def one_label_loss(logits: Tensor, labels: Tensor, real: Tensor | None, smoothing: float) -> Tensor:
@@ -37,11 +38,13 @@ def one_label_loss(logits: Tensor, labels: Tensor, real: Tensor | None, smoothin
         )
     labels = labels.to(logits.device, torch.int64)
     counted = labels != IGNORE
-    if _looks_at_numbers() and (counted & ((labels < 0) | (labels >= classes))).any():
-        raise ValueError(
+    refuse_if(
+        (counted & ((labels < 0) | (labels >= classes))).any(),
+        lambda: ValueError(
             f"class numbers lie between 0 and {classes - 1}, or are {IGNORE} where a picture does "
             f"not count; found {sorted(set(labels[counted].tolist()))}"
-        )
+        ),
+    )
     named = rearrange(labels, "b -> b 1") == torch.arange(classes, device=logits.device)
     real = torch.ones_like(named) if real is None else real
     _check_padding(named, real)
@@ -70,8 +73,10 @@ def multi_label_loss(
             f"{tuple(labels.shape)}"
         )
     labels = labels.to(logits.device, torch.float32)
-    if _looks_at_numbers() and not ((labels >= 0) & (labels <= 1)).all():
-        raise ValueError("labels must lie between 0 and 1 with multi_label")
+    refuse_if(
+        ~((labels >= 0) & (labels <= 1)).all(),
+        lambda: ValueError("labels must lie between 0 and 1 with multi_label"),
+    )
     target = labels * (1 - smoothing) + smoothing / 2
     if real is None:
         return F.binary_cross_entropy_with_logits(logits, target)
@@ -79,13 +84,10 @@ def multi_label_loss(
     return F.binary_cross_entropy_with_logits(logits[real], target[real])
 
 
-def _looks_at_numbers() -> bool:
-    """Whether labels are checked: in compiled code that would break the graph."""
-    return not torch.compiler.is_compiling()
-
-
 def _check_padding(named: Tensor, real: Tensor) -> None:
-    if _looks_at_numbers() and (named & ~real).any():
-        raise ValueError(
+    refuse_if(
+        (named & ~real).any(),
+        lambda: ValueError(
             "labels name classes that are only padding: expression_mask is false there"
-        )
+        ),
+    )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bridger.labels import check_tensor
+from bridger.number_checks import refuse_if
 
 ROUNDING = 1e-3  # how far resized labels may leave 0 to 1
 
@@ -122,11 +123,11 @@ def mean_of_expressions(per_expression: Tensor, expression_mask: Tensor | None) 
 
 def check_range(targets: Tensor, beside: str = "") -> None:
     """Refuse targets that are not from 0 to 1, unless compiled; `beside`: what is known as well."""
-    if torch.compiler.is_compiling():
-        return
-    low, high = torch.stack(torch.aminmax(targets)).tolist()
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so that nan is refused
-        raise ValueError(
-            f"labels must lie between 0 and 1{beside}, got {low:g} to {high:g}: divide masks of 0 "
-            f"and 255 by 255"
-        )
+    low, high = torch.aminmax(targets)
+    refuse_if(
+        ~((low >= -ROUNDING) & (high <= 1 + ROUNDING)),  # so that nan is refused
+        lambda: ValueError(
+            f"labels must lie between 0 and 1{beside}, got {low.item():g} to {high.item():g}: "
+            f"divide masks of 0 and 255 by 255"
+        ),
+    )

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
 BASE = 10000.0
+KEPT = 64
+"""Codes that are kept: pictures of several sizes and texts of all lengths have one each."""
+
+P = ParamSpec("P")
 
 
+def computed_once(code: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Keep what a function of sizes and a device returns; it must not be written to.
+
+    Compiled code computes it itself, and what is no plain tensor (a fake one, of a trial run)
+    belongs to its caller alone.
+    """
+    kept: dict[tuple[object, ...], Tensor] = {}
+
+    @wraps(code)
+    def known(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if torch.compiler.is_compiling():
+            return code(*args, **kwargs)
+        key = (*args, *kwargs.items(), torch.get_default_device())
+        found = kept.get(key)
+        if found is None:
+            # What inference mode makes could never take part in training.
+            with torch.inference_mode(False), torch.no_grad():
+                found = code(*args, **kwargs)
+            if type(found) is Tensor:
+                if len(kept) >= KEPT:
+                    kept.clear()
+                kept[key] = found
+        return found
+
+    return known
+
+
+@computed_once
 def sequence_code(length: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return the code of positions 0 ... length - 1, with shape (L, C).
 
@@ -22,6 +58,7 @@ def sequence_code(length: int, width: int, device: torch.device | None = None) -
     return code[:, :width]
 
 
+@computed_once
 def grid_code(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Return the code of a grid, row by row, with shape (H*W, C).
 
@@ -32,6 +69,7 @@ def grid_code(height: int, width: int, channels: int, device: torch.device | Non
     return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> (h w) c")
 
 
+@computed_once
 def coordinates(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Return x (column), then y (row), both from -1 to 1 with the ends, with shape (2, H, W)."""
     x = torch.linspace(-1, 1, width, device=device)

@@ -103,4 +103,5 @@ class Projector(Enlarger):
         cells = rearrange(self.enlarge(features, size), "b c h w -> b c (h w)")
         sent = torch.baddbmm(rearrange(sent_by_all, "b k -> b k 1"), taps, cells)
         logits = F.fold(sent, size, KERNEL, padding=KERNEL // 2)
-        return rearrange(logits, "b 1 h w -> b h w") + rearrange(made[:, -1], "b -> b 1 1")
+        bias: Tensor = rearrange(made[:, -1], "b -> b 1 1")
+        return rearrange(logits, "b 1 h w -> b h w") + bias

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from bridger.heads.losses import check_range, mask_targets, soft_dice
 from bridger.labels import BACKGROUND, IGNORE, check_tensor
+from bridger.number_checks import refuse_if
 
 
 def label_targets(
@@ -47,7 +48,7 @@ def label_targets(
             f"each picture, got {tuple(labels.shape)}"
         )
     labels = labels.to(logits.device, torch.int64)
-    _check_classes(labels, logits.shape[1], real)
+    labels = _known_classes(labels, logits.shape[1], real)
     # Resizing knows no integers; those up to 2^24 are exact in float32.
     maps = rearrange(labels, "b h w -> b 1 h w").to(torch.float32)
     sized = F.interpolate(maps, logits.shape[-2:], mode="nearest")
@@ -159,18 +160,21 @@ def with_background(logits: Tensor) -> Tensor:
     return torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
 
 
-def _check_classes(labels: Tensor, classes: int, real: Tensor | None) -> None:
-    if torch.compiler.is_compiling():
-        return
+def _known_classes(labels: Tensor, classes: int, real: Tensor | None) -> Tensor:
+    """Refuse numbers that mean no class; until a GPU has told of them they do not count."""
     known = (labels >= 0) & (labels < classes)
     if real is not None:
         flat = labels.flatten(1).clamp(0, classes - 1)
         known &= real.gather(1, flat).view_as(labels)
     wrong = ~(known | (labels == BACKGROUND) | (labels == IGNORE))
-    if wrong.any():
+
+    def explain() -> ValueError:
         found = torch.unique(labels[wrong]).tolist()
         padding = "" if real is None else " that is not padding"
-        raise ValueError(
+        return ValueError(
             f"labels must be 0 to {classes - 1}, the number of a class{padding}, {BACKGROUND} for "
             f"background or {IGNORE} for what does not count, got {found[:5]}"
         )
+
+    refuse_if(wrong.any(), explain)
+    return labels.masked_fill(wrong, IGNORE) if labels.is_cuda else labels

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bridger.number_checks import refuse_if
 from bridger.towers.base import Tower, shown, state_of, with_state
 
 ANY_LENGTH = 1_000_000_000
@@ -169,12 +170,14 @@ class TextTower(Tower):
                 f"{self.label()} takes at most {self.max_length} tokens, "
                 f"found {input_ids.shape[1]}: cut the texts when tokenising"
             )
-        low, high = input_ids.min().item(), input_ids.max().item()
-        if low < 0 or high >= self.vocab_size:
-            raise ValueError(
-                f"input_ids must lie in 0 ... {self.vocab_size - 1}, found {low} ... {high}: "
-                "use the tower's own tokenizer"
-            )
+        low, high = torch.aminmax(input_ids)
+        refuse_if(
+            (low < 0) | (high >= self.vocab_size),
+            lambda: ValueError(
+                f"input_ids must lie in 0 ... {self.vocab_size - 1}, found {int(low)} ... "
+                f"{int(high)}: use the tower's own tokenizer"
+            ),
+        )
 
 
 def through_first(hits: Tensor, wanted: str) -> Tensor:
@@ -187,12 +190,16 @@ def through_first(hits: Tensor, wanted: str) -> Tensor:
     Raises:
         ValueError: a row has no hit.
     """
-    missing = (~hits.any(dim=1)).nonzero().flatten().tolist()
-    if missing:
-        raise ValueError(
-            f"row {missing[0]} of input_ids has no {wanted} "
-            f"({len(missing)} of {len(hits)} rows): use the tower's own tokenizer"
+    missing = ~hits.any(dim=1)
+
+    def explain() -> ValueError:
+        rows = missing.nonzero().flatten().tolist()
+        return ValueError(
+            f"row {rows[0]} of input_ids has no {wanted} "
+            f"({len(rows)} of {len(hits)} rows): use the tower's own tokenizer"
         )
+
+    refuse_if(missing.any(), explain)
     return hits.long().cumsum(dim=1) - hits.long() == 0
 
 
@@ -255,11 +262,17 @@ def siglip_mask(input_ids: Tensor, pad_id: int) -> Tensor:
 
 def check_mask(mask: Tensor, what: str) -> None:
     """Raise a ValueError unless every row is true from its first token on, without gaps."""
-    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"row {empty[0]} of {what} has no true token: the text is empty")
-    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        raise ValueError(
+    empty = ~mask.any(dim=1)
+    refuse_if(
+        empty.any(),
+        lambda: ValueError(
+            f"row {int(empty.nonzero()[0])} of {what} has no true token: the text is empty"
+        ),
+    )
+    refuse_if(
+        (mask[:, 1:] & ~mask[:, :-1]).any(),
+        lambda: ValueError(
             f"{what} must be true from a row's first token on, without gaps: "
             "pad on the right (tokenizer.padding_side = 'right')"
-        )
+        ),
+    )
