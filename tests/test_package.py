@@ -28,14 +28,45 @@ def loaded_after(statement: str) -> set[str]:
 
 def test_importing_loads_no_library_before_it_is_needed() -> None:
     torch_itself = loaded_after("import torch")
-    loaded = loaded_after("import bridger, bridger.heads, bridger.cli.main")
+    loaded = loaded_after("from bridger import *\nimport bridger.heads, bridger.cli.main")
+    assert "bridger.model" in loaded
     assert not [name for name in HEAVY if name in loaded - torch_itself]
+
+
+def test_help_waits_for_no_library() -> None:
+    loaded = loaded_after("from bridger.cli.main import build_parser\nbuild_parser().format_help()")
+    assert "bridger.cli.predict" in loaded
+    assert not [name for name in (*HEAVY, "torch", "numpy") if name in loaded]
+
+
+INTERRUPTED = """
+import sys
+from importlib.abc import MetaPathFinder
+from bridger.__main__ import run
+
+class CtrlC(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+sys.argv = ["bridger", "predict", sys.argv[1], "an owl"]
+sys.exit(run())
+"""
+
+
+def test_ctrl_c_while_torch_is_imported_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").touch()
+    run = python("-c", INTERRUPTED, tmp_path / "picture.png")
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "bridger: interrupted\n")
 
 
 def test_public_names_are_there() -> None:
     import bridger
 
     assert all(hasattr(bridger, name) for name in bridger.__all__)
+    assert {*bridger.__all__, "__version__"} <= {*dir(bridger)}
+    assert not hasattr(bridger, "attach_bridger")
 
 
 def test_imports_and_helps_give_no_warning_and_ask_no_network() -> None:

@@ -19,7 +19,6 @@ from bridger.cli.adapters import (
     find,
 )
 from bridger.cli.base import say, whole, write_json
-from bridger.tiny_clip import SHIPPED
 
 HELP = "open a page in the browser that shows what words mean"
 EXAMPLES = """\
@@ -36,8 +35,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "adapters",
         nargs="*",
         metavar="ADAPTER",
-        help=f"{ADAPTER}; adapters for the same towers share them (default: "
-        f"{' and '.join(SHIPPED)})",
+        help=f"{ADAPTER}; adapters for the same towers share them (default: tiny and tiny-heads)",
     )
     parser.set_defaults(trailing="adapters")
     parser.add_argument(
@@ -80,6 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_gradio()
     find_port(args.host, args.port)  # loading may take a while, so what is wrong is said before
     from bridger.demo.choices import load_choices
+    from bridger.tiny_clip import SHIPPED
 
     started = time.monotonic()
     adapters = args.adapters or list(SHIPPED)
