@@ -18,13 +18,15 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], Any]
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -100,8 +102,8 @@ class Peak:
     """The most bytes that one call had above the level before it.
 
     Attributes:
-        tensors: what torch's allocator had given out at one time. On a CPU only what was allocated
-            within the call counts, and kernels' own scratch space does not.
+        tensors: what torch's allocator had given out at one time; on a CPU what operations within
+            the call made and still was alive, without kernels' own scratch space.
         resident: of the process, on a CPU with Linux, else None. What the C library keeps of freed
             memory is in it.
     """
@@ -113,7 +115,7 @@ class Peak:
 def peak_memory(call: Call, device: torch.device | str = "cpu") -> Peak:
     """Measure the peak memory of a call above the level before; run it once before for warmth.
 
-    On a CPU it runs twice, once for each count: the profiler that counts tensors takes memory.
+    On a CPU it runs twice, once for each count: counting tensors takes memory too.
     """
     gc.collect()
     if torch.device(device).type == "cuda":
@@ -163,14 +165,40 @@ def _sampled_peak(call: Call) -> int:
 
 
 def _live_tensors_peak(call: Call) -> int:
-    """Add up the profiler's records of what torch's allocator gave out and took back."""
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+    with _LiveTensors() as counted:
         call()
-    trace: Any = profiler.profiler
-    records = [r for r in trace.kineto_results.events() if r.name() == "[memory]"]
-    changes = sorted((record.start_ns(), int(record.nbytes())) for record in records)
-    return max(accumulate((change for _, change in changes), initial=0))
+    return counted.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of living tensors that operations made, whatever thread they ran in.
+
+    Bridged runs carry it into the towers' threads; torch's profiler counts memory in the thread
+    alone that opened it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given:  # else a view, or written in place
+                weakref.finalize(storage, self._add, -storage.nbytes())
+                self._add(storage.nbytes())
+        return result
+
+    def _add(self, count: int) -> None:
+        self.live += count
+        self.peak = max(self.peak, self.live)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
 
 
 def largest(fits: Callable[[int], bool], limit: int = 4096) -> int:
