@@ -109,7 +109,7 @@ def by_the_batch(module: nn.Module, norms: Iterable[str], *, moves: bool = True)
 
 
 def _view(module: nn.Module, changes: Mapping[str, object], path: str) -> nn.Module:
-    view = _shallow_copy(module, path)
+    view = _shallow_copy(module, path, replacing="forward" in changes)
     below: dict[str, dict[str, object]] = {}
     for name, value in changes.items():
         child, dot, rest = name.partition(".")
@@ -127,8 +127,14 @@ def _view(module: nn.Module, changes: Mapping[str, object], path: str) -> nn.Mod
     return view
 
 
-def _shallow_copy(module: nn.Module, path: str) -> nn.Module:
-    """Copy a module's dictionary; its tensors, children and hooks stay the same objects."""
+def _shallow_copy(module: nn.Module, path: str, replacing: bool) -> nn.Module:
+    """Copy a module's dictionary; its tensors, children and hooks stay the same objects.
+
+    Args:
+        module: any module.
+        path: to it, for messages, with a dot behind it.
+        replacing: whether its `forward` will be replaced, so that an old replacement is no harm.
+    """
     attributes: dict[str, Any] = dict(module.__dict__)
     for name in ("_parameters", "_buffers", "_modules"):
         attributes[name] = attributes[name].copy()
@@ -138,7 +144,7 @@ def _shallow_copy(module: nn.Module, path: str) -> nn.Module:
     for name, value in attributes.items():
         if isinstance(value, types.MethodType) and value.__self__ is module:
             attributes[name] = types.MethodType(value.__func__, view)
-        elif name == "forward":
+        elif name == "forward" and not replacing:
             if hasattr(value, "_torchdynamo_orig_callable"):
                 raise ValueError(
                     f"{path.rstrip('.')} ({type(module).__name__}) is compiled, but this tower's "
