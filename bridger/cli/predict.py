@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +14,23 @@ from bridger.cli.adapters import (
     add_head_option,
     add_import_option,
     add_towers_option,
-    device_of,
-    find,
-    head_in,
     load_model,
 )
+from bridger.cli.asked import CLASSES, FILES, RUNNERS_UP, Asked, found_in, write_files
 from bridger.cli.base import check_picture, complain, say, share, whole
+from bridger.cli.predict_folder import answer_folder
 
 if TYPE_CHECKING:
-    from bridger.heads import Head
     from bridger.predictions import ClassificationPrediction
-    from bridger.texts import ClassName
 
 HELP = "find what words mean in a picture: masks, boxes or classes"
 ABOUT = """\
 The default adapter knows small composed scenes, not photographs (`bridger data
 picture` makes one to try); tiny-heads finds boxes, regions and classes in them.
-Writes masks and label maps to --out, a picture to look at to --overlay.
+Writes masks and label maps to --out, a picture to look at to --overlay. With
+--batch it writes a line of JSON for every picture of a folder as soon as it has
+been answered, to stdout or --json FILE, and what is asked for to the folders
+--out and --overlay.
 """
 EXAMPLES = """\
   bridger predict picture.jpg "the owl on the left"
@@ -40,18 +40,15 @@ EXAMPLES = """\
   bridger predict picture.jpg owl drum --adapter tiny-heads --head detection --overlay seen.png
   bridger predict picture.jpg dog cat --adapter detector --json -
   bridger predict street.jpg --adapter parser --classes classes.txt --window 512
+  bridger predict --batch photos "the dog" --out masks --json found.jsonl
 """
-MASKS, LABELS = "referring_segmentation", "semantic_segmentation"
-CLASSES = "classification"
-RUNNERS_UP = 4
-"""How many classes are told behind those that were found."""
-FILES = {MASKS: Path("mask.png"), LABELS: Path("labels.png")}
-"""What is written where neither --out nor --overlay is given; other heads write no file."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="a file that Pillow reads")
+    parser.add_argument(
+        "image", type=Path, metavar="IMAGE", help="a file that Pillow reads; with --batch a folder"
+    )
     parser.add_argument(
         "words",
         nargs="*",
@@ -60,6 +57,12 @@ def register(parser: argparse.ArgumentParser) -> None:
         "the head was trained on)",
     )
     parser.set_defaults(trailing="words")
+    parser.add_argument(
+        "--batch",
+        action="store_true",
+        help="answer about every picture in the folder IMAGE and below; broken ones are named "
+        "and skipped, and the exit code is 1 then",
+    )
     parser.add_argument(
         "--adapter", default="tiny", metavar="ADAPTER", help=f"{ADAPTER} (default: tiny)"
     )
@@ -73,13 +76,17 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="PNG",
+        metavar="PNG|DIR",
         help="of masks 0 and 255 (mask.png where --overlay is not given either), numbered where "
         "there are several sentences; of classes for each pixel their numbers, the last one of all "
-        "for none of them (labels.png likewise)",
+        "for none of them (labels.png likewise); with --batch the folder for them, named as the "
+        "pictures are (default: none)",
     )
     parser.add_argument(
-        "--overlay", type=Path, metavar="PNG", help="the picture with what is found"
+        "--overlay",
+        type=Path,
+        metavar="PNG|DIR",
+        help="the picture with what is found; with --batch the folder for them",
     )
     parser.add_argument(
         "--threshold",
@@ -98,18 +105,22 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_import_option(parser)
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Predict, write the files, and say what was found and how long it took."""
-    from bridger.heads import get_head
-
+    if args.batch:
+        answer_folder(args)
+        return None
+    if args.image.is_dir():
+        raise IsADirectoryError(
+            f"{args.image} is a folder: say --batch to ask about every picture in it"
+        )
     if not args.image.is_file():
         raise FileNotFoundError(f"there is no picture {args.image}")
-    device_of(args.device)  # before anything is downloaded
-    adapter = find(args.adapter, args)
-    head, registered = head_in(adapter, args.head)
-    words = _words(get_head(registered), registered, args)
-    options = _options(get_head(registered), registered, args)
-    maps = _maps(registered, len(words or ()), args)
+    asked = Asked.of(args)
+    out = args.out
+    if out is None and args.overlay is None:
+        out = FILES.get(asked.registered)
+    maps = [] if out is None else asked.maps(out)
     outs = maps if args.overlay is None else [*maps, args.overlay]
     for path in outs:
         check_picture(path)
@@ -120,16 +131,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             + ", ".join(map(str, outs))
         )
     times = {"loading": time.monotonic()}
-    model = load_model(adapter, args)
+    model = load_model(asked.adapter, args)
     times["running"] = time.monotonic()
-    result = model.predict(args.image, words, head=head, **options)
+    result = model.predict(args.image, asked.words, head=asked.head, **asked.options)
     times["writing"] = time.monotonic()
-    about = _write(registered, result, maps, args)
+    about = write_files(asked, result, args.image, maps, args.overlay)
     ends = [*list(times.values())[1:], time.monotonic()]
     seconds = {name: end - times[name] for name, end in zip(times, ends, strict=True)}
-    found = result.found() if hasattr(result, "found") else result
+    found = found_in(result)
     say(*_told(found))
-    if registered == CLASSES:
+    if asked.registered == CLASSES:
         about = {"ranked": _tell_ranks(result)}
     if outs:
         say("wrote " + ", ".join(map(str, outs)))
@@ -137,92 +148,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"found": found, "files": list(map(str, outs)), "seconds": seconds, **about}
 
 
-def _words(
-    head: type[Head], registered: str, args: argparse.Namespace
-) -> Sequence[ClassName] | None:
-    """Return what is asked about; None: the classes that the head was trained on."""
-    if head.text == "expressions":
-        if args.classes is not None:
-            raise ValueError(
-                f"--classes means nothing for {registered}, which reads sentences: give those"
-            )
-        if not args.words:
-            raise ValueError(
-                f"{registered} reads sentences: say what to look for, as in bridger predict "
-                f'{args.image} "the dog on the left"'
-            )
-    if args.classes is None:
-        return args.words or None
-    if args.words:
-        raise ValueError("say which classes to look for either in words or with --classes")
-    from bridger.data.class_lists import read_class_list
-
-    return read_class_list(args.classes).names
-
-
-def _options(head: type[Head], registered: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the head's results that were given.
-
-    Raises:
-        ValueError: one that the head does not have.
-    """
-    given = {"threshold": args.threshold, "window": args.window}
-    options = {name: value for name, value in given.items() if value is not None}
-    for name in options:
-        if name not in head.result_options():
-            raise ValueError(f"--{name} means nothing for {registered}: leave it out")
-    return options
-
-
-def _maps(registered: str, count: int, args: argparse.Namespace) -> list[Path]:
-    """Return the files of maps to write: of masks one for each sentence."""
-    if args.out is not None and registered not in FILES:
-        raise ValueError(
-            f"--out means nothing for {registered}, which has no map of pixels: see --overlay and "
-            f"--json"
-        )
-    out: Path | None = args.out
-    if out is None and args.overlay is None:
-        out = FILES.get(registered)
-    if out is None:
-        return []
-    if registered == MASKS and count > 1:
-        return [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
-    return [out]
-
-
-def _write(
-    registered: str, result: Any, maps: Sequence[Path], args: argparse.Namespace
-) -> dict[str, Any]:
-    """Write the files; return what is to be known about them."""
-    from PIL import Image
-
-    from bridger.predictions.masks import picture_of
-
-    about: dict[str, Any] = {}
-    for path in maps:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if registered == MASKS and maps:
-        for path, mask in zip(maps, result.masks, strict=True):
-            Image.fromarray(picture_of(mask)).save(path)
-    elif registered == LABELS:
-        numbers, background = result.numbers()
-        for path in maps:
-            Image.fromarray(numbers).save(path)
-        about = {"classes": list(result.names), "background": background}
-    if args.overlay is not None:
-        args.overlay.parent.mkdir(parents=True, exist_ok=True)
-        if not hasattr(result, "overlay"):
-            raise ValueError(
-                f"--overlay means nothing for {registered}, whose results draw nothing"
-            )
-        captions = [result.names] if registered == MASKS else []
-        result.overlay(args.image, *captions).save(args.overlay)
-    return about
-
-
 def _told(found: Any) -> list[str]:
-    """Return what was found in words; a head of the user's own may return what it likes."""
+    """Return what was found in words."""
     if not isinstance(found, list) or not all("words" in part for part in found):
         return [str(found)]
     return [f"{part['words']}: {_describe(part)}" for part in found] or ["nothing found"]
