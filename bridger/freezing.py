@@ -10,6 +10,7 @@ Encoders leave when they are collected, too, and a garbage collection may come i
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -100,6 +101,18 @@ def _let_go(modules: Iterable[nn.Module]) -> None:
 def flags_before(modules: Iterable[nn.Module]) -> list[Flags]:
     """Return what the modules had before they were held."""
     return [_held[module].before for module in modules]
+
+
+def are_shared(modules: Iterable[nn.Module]) -> bool:
+    """Whether some of the modules are held by more than one encoder."""
+    modules = list(modules)
+
+    def found() -> bool:
+        return any(_held[module].holders > 1 for module in modules if module in _held)
+
+    if found():
+        gc.collect()  # what nobody refers to any more may wait for this in a circle
+    return found()
 
 
 def _flags(module: nn.Module) -> Flags:

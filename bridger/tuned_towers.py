@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bridger.compiling import CompiledBlocks
 from bridger.features import BridgedFeatures
-from bridger.freezing import flags_before, hold
+from bridger.freezing import are_shared, flags_before, hold
 from bridger.half_towers import HalfTowers
 from bridger.recomputing import Switched
 from bridger.running import Batch
@@ -94,14 +94,21 @@ class TunedTowers(HalfTowers):
         """Merge peft's layers into the towers for good, so that these run as fast as before.
 
         The towers then hold what the layers learnt, also when they are called alone. An adapter
-        saved afterwards fits such towers only.
+        saved afterwards fits such towers only. As in peft, what is merged is what acts.
 
         Raises:
-            ValueError: there are none, or peft cannot merge them; then all is as before.
+            ValueError: there are none, peft cannot merge them, or other encoders are attached to
+                the same towers, such as those of a model's adapters that rest: merging would
+                change these under them. Then all is as before.
         """
         parts = self.peft_parts()
         if not parts:
             raise ValueError("the towers hold no layers of peft: there is nothing to merge")
+        if are_shared(module for part in parts for module in part.module.modules()):
+            raise ValueError(
+                "other encoders are attached to the towers, which merging would change for them "
+                "too: detach them first, or delete the model's other adapters"
+            )
         held = set(self._frozen)
         own = {name: m for name, _, m in own_modules(self.towers) if m in held}
         merge_peft(parts)

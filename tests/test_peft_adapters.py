@@ -214,3 +214,26 @@ def test_averages_and_merges_of_layers(tuned: Tuned) -> None:
     model.set_adapter("default")
     with pytest.raises(ValueError, match=r"change the towers of the adapters .*delete them first"):
         model.merge_peft()
+    if tuned.config().is_prompt_learning:
+        return
+    with pytest.raises(ValueError, match="other encoders are attached to the towers"):
+        model.encoder.merge_peft()
+    acting = answers(model)
+    for name in ("plain", "more", "mean"):
+        model.delete_adapter(name)
+    model.encoder.merge_peft()
+    assert nearly(answers(model), acting)
+    assert not any(map(is_layer, model.encoder.towers.modules()))
+
+
+def test_what_others_stand_on_is_not_merged(tmp_path: Path) -> None:
+    tuned = Tuned("LoRA in a text tower", tmp_path)
+    vision, text = tuned.build()
+    model = BridgedModel.from_pretrained(tuned.folders["tuned"], vision, text)
+    other = attach_bridgers(vision, text, 2, SMALL)
+    with pytest.raises(ValueError, match="other encoders are attached .* detach them first"):
+        model.merge_peft()
+    other.detach()
+    beside = attach_bridgers(vision, tuned.build()[1], 2, SMALL)  # shares no layers of peft
+    model.merge_peft()
+    beside.detach()
