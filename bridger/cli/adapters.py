@@ -46,6 +46,21 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_prefix_cache_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the option that says where what frozen towers have made is kept.
+
+    Args:
+        parser: gets the option.
+        default: what is done without it, for the help.
+    """
+    parser.add_argument(
+        "--prefix-cache",
+        metavar="memory|DIR",
+        help="keep what the towers make of pictures before Bridgers act on them, and begin there "
+        f"when a picture comes again; DIR serves other runs too (default: {default})",
+    )
+
+
 def add_import_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that makes heads, tasks and towers of the user's own known."""
     parser.add_argument(

@@ -16,6 +16,7 @@ from bridger.cli.adapters import (
     add_device_option,
     add_head_option,
     add_import_option,
+    add_prefix_cache_option,
     add_towers_option,
     datasets_of,
     device_of,
@@ -89,6 +90,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write a line of JSON for every picture or expression",
     )
+    add_prefix_cache_option(parser, "nothing is kept")
     add_towers_option(parser)
     add_device_option(parser)
     add_import_option(parser)
@@ -110,6 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     splits = list(_splits(task, adapter, args))
     connect()
     model = load_model(adapter, args)
+    model.encoder.cache_prefix(args.prefix_cache)
     started = time.monotonic()
     judged = [pair for split in splits for pair in _judge(task, model, split, head, options, args)]
     results = [result for _, result in judged]

@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridger.cli.adapters import add_device_option, add_import_option, trains_on_cpu
+from bridger.cli.adapters import (
+    add_device_option,
+    add_import_option,
+    add_prefix_cache_option,
+    trains_on_cpu,
+)
 from bridger.cli.base import add_data_options, command, megabytes, say, whole
 from bridger.cli.recipes import find_recipe
 from bridger.cli.train_data import open_training
@@ -34,6 +39,8 @@ EXAMPLES = """\
   torchrun --nproc-per-node 2 -m bridger train etris-r50-refcoco --data coco --out r50
 """
 REFERRING = "referring_segmentation"
+CHANGES = ("steps", "epochs", "seed", "report_to", "prefix_cache")
+"""Options of the recipe that have an argument of their own."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +102,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in --out"
     )
+    add_prefix_cache_option(parser, "as the recipe says, nothing is kept")
     add_device_option(parser)
     add_import_option(parser)
 
@@ -169,7 +177,7 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
 
 def _changes(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
     """Return what differs from the recipe, by option."""
-    given = {name: getattr(args, name) for name in ("steps", "epochs", "seed", "report_to")}
+    given = {name: getattr(args, name) for name in CHANGES}
     given["datasets"] = args.dataset
     changes = {name: value for name, value in given.items() if value is not None}
     if changes.get("report_to") == ["none"]:

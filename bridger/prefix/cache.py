@@ -185,7 +185,8 @@ def _try(
     Raises:
         ValueError: without it a tower fails or gives something else, or something is trained in it.
     """
-    ready = ready._replace(vision=encoder.vision, text=encoder.text)
+    if encoder._compiled is not None:
+        ready = ready._replace(vision=encoder.vision, text=encoder.text)
     one = _first_of(batch)
     plain, layouts = _run_alone(encoder, ready, one), {}
     for side, run in _runs(prefixes, ready, one).items():

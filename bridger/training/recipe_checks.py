@@ -24,6 +24,7 @@ _RATES_OR_NONE = ("bridger_learning_rate", "tower_learning_rate")
 _NUMBERS = ("warmup", "weight_decay", "max_grad_norm")
 _FLAGS = ("connect", "activation_checkpointing")
 _TEXTS = ("towers", "task", "metric", "note", "cost")
+_TEXTS_OR_NONE = {"bridgers": "a preset's name", "prefix_cache": '"memory", a folder'}
 _MAPPINGS = ("bridger_options", "head", "aims")
 _WORDS = ("trainable", "datasets", "report_to", "augment")
 _CHOICES = {
@@ -47,6 +48,11 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.metric:
         _check_known("metric", recipe.metric, task.metrics)
     _check_augment(recipe.augment, task)
+    if recipe.augment and recipe.prefix_cache is not None:
+        raise ValueError(
+            f"prefix_cache keeps what towers make of a picture, but with "
+            f"augment={list(recipe.augment)} no picture is seen twice: leave one of them out"
+        )
     if recipe.shots is not None and not task.takes_shots:
         raise ValueError(f"shots={recipe.shots} has no meaning for the task {recipe.task}: drop it")
     _check_datasets(recipe.datasets, task)
@@ -98,8 +104,10 @@ def _check_kinds(recipe: Recipe) -> None:
         words = getattr(recipe, name)
         if not _is_list(words) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"{name} must be a list of names, got {words!r}")
-    if not (recipe.bridgers is None or isinstance(recipe.bridgers, str)):
-        raise ValueError(f"bridgers must be a preset's name or null, got {recipe.bridgers!r}")
+    for name, what in _TEXTS_OR_NONE.items():
+        value = getattr(recipe, name)
+        if not (value is None or isinstance(value, str)):
+            raise ValueError(f"{name} must be {what} or null, got {value!r}")
 
 
 def _check_augment(names: Sequence[str], task: Task) -> None:

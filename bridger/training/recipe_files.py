@@ -37,6 +37,11 @@ def recipe_path(name: str) -> Path:
     return FOLDER / f"{name}.json"
 
 
+def plain(number: float) -> float:
+    """Return a number as a file shall hold it: whole ones as such."""
+    return int(number) if number == int(number) else number
+
+
 def read_inherited(path: Path) -> list[dict[str, Any]]:
     """Read a recipe file and those that it stands on, the first one first.
 

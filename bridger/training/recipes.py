@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bridger.config import Config
 from bridger.tasks import get_task
 from bridger.training.recipe_checks import check_recipe
-from bridger.training.recipe_files import read_inherited, recipe_path
+from bridger.training.recipe_files import plain, read_inherited, recipe_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,6 +79,8 @@ class Recipe(Config):
         max_grad_norm: gradients are scaled down to this norm; 0: never.
         precision: "float32", or autocast to "bf16" or "fp16" (with scaled losses) in training.
         activation_checkpointing: compute again in backward what towers and Bridgers need.
+        prefix_cache: "memory" or a folder, where the frozen towers' outputs before the first stage
+            are kept from epoch to epoch; see `BridgedEncoder.cache_prefix`. Not with `augment`.
         evaluations: how often the validation split is looked at; the best adapter is kept. None:
             after every epoch, or four times where the recipe has `steps`.
         metric: by which it is the best; one of the task's, by default its first. Of classification
@@ -125,6 +127,7 @@ class Recipe(Config):
     max_grad_norm: float = 1.0
     precision: str = "float32"
     activation_checkpointing: bool = False
+    prefix_cache: str | None = None
     evaluations: int | None = None
     metric: str = ""
     report_to: tuple[str, ...] = ("tensorboard",)
@@ -192,7 +195,7 @@ class Recipe(Config):
         for name, other in (("steps", "epochs"), ("epochs", "steps")):
             value = changes.get(name)
             if isinstance(value, int) and other not in changes:
-                kept = tuple(_plain(m * value / self.length) for m in self.milestones)
+                kept = tuple(plain(m * value / self.length) for m in self.milestones)
                 changes = {"milestones": kept, **changes, other: None}
         if changes.get("task", self.task) != self.task:
             changes = {"metric": "", **changes}
@@ -343,8 +346,3 @@ class Recipe(Config):
             )
         pictures = (processor.image_size, processor.mean, processor.std)
         return Processor(*pictures, processor.words, length)
-
-
-def _plain(number: float) -> float:
-    """Write whole numbers as such."""
-    return int(number) if number == int(number) else number

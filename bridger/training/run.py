@@ -86,6 +86,7 @@ def train(
     _prepare(out, recipe, resume)
     model = recipe.build(*load_towers(recipe.towers))
     try:
+        model.encoder.cache_prefix(recipe.prefix_cache)
         if model.processor is None:
             raise RuntimeError(
                 f"no processor could be inferred from the towers {recipe.towers!r}: build the "
@@ -99,6 +100,7 @@ def train(
         model.detach()
         raise
     model.eval()
+    model.encoder.cache_prefix(None)
     if trainer.args.should_save:
         model.save_pretrained(out)
         (out / HISTORY_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
