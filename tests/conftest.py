@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from bridger import attach_bridgers, load_tiny_clip
 from bridger.cli import main
 from bridger.data.scenes import write_scenes
 from bridger.heads import ReferringSegmentationHead
+
+if TYPE_CHECKING:
+    from bridger.demo.session import Desk
 
 torch.set_num_threads(1)
 
@@ -71,6 +75,24 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.processor = processor
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def desk() -> Desk:
+    """The page without a browser, with the adapters in the package."""
+    from helpers_demo import shipped
+
+    from bridger.demo.session import Desk
+
+    return Desk(shipped())
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a picture from the page's gallery."""
+    from bridger.demo.gallery import compose_gallery
+
+    return compose_gallery(tmp_path_factory.mktemp("gallery"), 1)[0].path
 
 
 @pytest.fixture

@@ -22,17 +22,6 @@ from bridger.demo.pictures import SHOWN_SIDE
 from bridger.demo.session import Desk, Session, View
 from bridger.heads import register_head
 
-
-@pytest.fixture(scope="module")
-def desk() -> Desk:
-    return Desk(shipped())
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return compose_gallery(tmp_path_factory.mktemp("scenes"), 1)[0].path
-
-
 # Adapters.
 
 

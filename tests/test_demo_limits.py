@@ -34,16 +34,6 @@ from bridger.labels import BACKGROUND
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def desk() -> Desk:
-    return Desk(shipped())
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return compose_gallery(tmp_path_factory.mktemp("scenes"), 1)[0].path
-
-
 # Refusals.
 
 
