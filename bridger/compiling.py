@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from bridger.towers.attention import fast_attention
 from bridger.towers.base import Tower
+from bridger.towers.lean import lean_parts
 from bridger.towers.views import view_changing
 
 T = TypeVar("T", bound=Tower)
@@ -40,7 +40,7 @@ class CompiledBlocks:
                 )
         self._forwards: dict[str, Callable[..., Any]] = {
             f"{names[block.module]}.forward": torch.compile(
-                view_changing(block.module, fast_attention(block.module)).forward, **options
+                view_changing(block.module, lean_parts(block.module)).forward, **options
             )
             for block in tower.blocks
         }

@@ -24,8 +24,8 @@ from bridger.switched_towers import SwitchedTowers
 from bridger.tower_peft import Parameters, find_peft, tuned_modules
 from bridger.tower_tensors import TowerTensors
 from bridger.towers import TextTower, VisionTower
-from bridger.towers.attention import with_fast_attention
 from bridger.towers.contrastive import read_contrast
+from bridger.towers.lean import with_lean_parts
 
 if TYPE_CHECKING:
     from bridger.heads import Head
@@ -220,8 +220,8 @@ class BridgedEncoder(SwitchedTowers):
         if self._compiled is not None:
             vision, text = self._compiled[0].of(vision), self._compiled[1].of(text)
         else:
-            vision = with_fast_attention(vision, tensors["vision"])
-            text = with_fast_attention(text, tensors["text"])
+            vision = with_lean_parts(vision, tensors["vision"])
+            text = with_lean_parts(text, tensors["text"])
         if not self.training:
             yield Ready(self._hooks, vision, text, tensors)
             return

@@ -11,7 +11,7 @@ from helpers_towers import ids, images, open_clip_vit
 from torch import Tensor, nn
 
 from bridger import BridgedEncoder, BridgedFeatures, BridgerConfig, attach_bridgers
-from bridger.towers.attention import with_fast_attention
+from bridger.towers.lean import with_lean_parts
 
 SMALL = BridgerConfig.preset("paper", hidden_dim=16, num_heads=2, ffn_dim=16)
 
@@ -123,7 +123,7 @@ def replayed(encoder: BridgedEncoder, pixels: Tensor, words: Tensor) -> list[Ten
     what those blocks return, and keep what block i returns.
     """
     # Products of other shapes may differ in the last bit.
-    vision, text = with_fast_attention(encoder.vision, ()), with_fast_attention(encoder.text, ())
+    vision, text = with_lean_parts(encoder.vision, ()), with_lean_parts(encoder.text, ())
     token_ids, mask = text.prepare(words)
     size = (pixels.shape[-2], pixels.shape[-1])
     made: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
