@@ -107,10 +107,12 @@ def _answered(error: Exception, asked: Asked) -> Exception:
 
 def _offline(asked: Asked) -> Exception:
     if asked.writing:
-        return ConnectionError("nothing is pushed while HF_HUB_OFFLINE is set: unset it")
+        return ConnectionError(
+            f"cannot push to {asked.repo_id} while HF_HUB_OFFLINE is set: unset it and push again"
+        )
     return ConnectionError(
-        f"{_what(asked)} is not in the cache of this machine, nor a folder here, and "
-        f"HF_HUB_OFFLINE forbids to ask the Hub: unset it once"
+        f"{_what(asked)} is neither a folder here nor complete in this machine's cache of the Hub, "
+        f"and cannot be downloaded while HF_HUB_OFFLINE is set: unset it and try again"
     )
 
 
@@ -119,12 +121,12 @@ def _unreached(asked: Asked) -> Exception:
 
     if asked.writing:
         return ConnectionError(
-            f"the connection to {constants.ENDPOINT} broke, or was not made: {asked.repo_id} "
-            f"is as it was, unless the very last step was under way; the same call goes on"
+            f"the connection to {constants.ENDPOINT} failed before it confirmed the push to "
+            f"{asked.repo_id}: push again, which is safe to repeat and sends only what is missing"
         )
     return ConnectionError(
-        f"{_what(asked)} is not whole in the cache of this machine, and the connection to "
-        f"{constants.ENDPOINT} broke, or was not made: try it again, what came is kept"
+        f"{_what(asked)} could not be downloaded, since the connection to {constants.ENDPOINT} "
+        f"failed: try again, which downloads only what is missing"
     )
 
 

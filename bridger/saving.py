@@ -128,7 +128,7 @@ class SavedModel(ManagedHeads):
         Raises:
             PermissionError: the token is wrong, or may not write there.
             ConnectionError: the Hub cannot be reached, or the connection broke; the same call
-                goes on.
+                sends what is missing.
             ValueError: the id is none, or options of the card do not fit the adapter.
         """
         return hub.push(self, repo_id, **options)

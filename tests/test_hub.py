@@ -333,7 +333,7 @@ def test_an_upload_that_breaks_off_leaves_the_old_adapter(
     push_folder(made["tiny"], "anna/owls")
     before = hub.repos["anna/owls"].files()
     hub.cut(*cut)
-    with pytest.raises(ConnectionError, match=r"anna/owls is as it was.*the same call goes on"):
+    with pytest.raises(ConnectionError, match="confirmed the push to anna/owls: push again"):
         push_folder(made["tiny-heads"], "anna/owls")
     assert hub.repos["anna/owls"].files() == before
     hub.cuts.clear()
@@ -347,7 +347,7 @@ def test_a_download_that_breaks_off_is_never_taken_for_whole(
 ) -> None:
     elsewhere("there")
     shared.cut("GET", "bridger.safetensors")
-    with pytest.raises(ConnectionError, match="anna/owls is not whole in the cache"):
+    with pytest.raises(ConnectionError, match="anna/owls could not be downloaded.*try again"):
         find_adapter("anna/owls")
     elsewhere("there", offline=True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
@@ -365,7 +365,7 @@ def test_a_download_that_lacks_the_processor_is_not_taken_for_whole(
 ) -> None:
     elsewhere("there")
     shared.cut("GET", "processor.json")
-    with pytest.raises(ConnectionError, match="not whole"):
+    with pytest.raises(ConnectionError, match="could not be downloaded"):
         find_adapter("anna/owls")
     elsewhere("there", offline=True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
@@ -383,9 +383,11 @@ def test_what_was_downloaded_once_needs_no_connection(
     assert list(BridgedModel.from_pretrained("anna/owls").heads) == ["head"]
     assert not shared.requests
     for name in ("anna/other", "anna/owls@v2"):
-        with pytest.raises(ConnectionError, match=f"{name} is not in the cache.*HF_HUB_OFFLINE"):
+        with pytest.raises(
+            ConnectionError, match=f"{name} is neither a folder.*unset it and try again"
+        ):
             find_adapter(name)
-    with pytest.raises(ConnectionError, match="nothing is pushed while HF_HUB_OFFLINE is set"):
+    with pytest.raises(ConnectionError, match="cannot push to anna/.* while HF_HUB_OFFLINE is set"):
         push_folder(made["tiny"], "anna/owls")
 
 
@@ -400,7 +402,7 @@ def test_a_hub_that_is_not_there_is_said(
         lambda: find_adapter("anna/other"),
         lambda: push_folder(made["tiny"], "anna/owls"),
     ):
-        with pytest.raises(ConnectionError, match="to http://127.0.0.1:1 broke, or was not made"):
+        with pytest.raises(ConnectionError, match="connection to http://127.0.0.1:1 failed"):
             call()
 
 

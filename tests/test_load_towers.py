@@ -156,7 +156,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
             "transformers.AutoModel.from_pretrained",
             "as in --set towers=transformers:/path/to/folder",
         ),
-        ("torchvision:resnet18:DEFAULT,tiny", "torchvision.models.get_model", "connect it once"),
+        (
+            "torchvision:resnet18:DEFAULT,tiny",
+            "torchvision.models.get_model",
+            "connect it to the internet once",
+        ),
     ],
 )
 def test_a_failed_download_is_one_line_that_helps(

@@ -144,8 +144,8 @@ def allow_download(name: str, download: bool | None) -> None:
     if download is not None:
         if not all(file.is_here() for file in _weights_of(name)):
             raise OSError(
-                f"the weights of {name} are not on this machine, and download=False keeps them "
-                f"from being downloaded"
+                f"the weights of {name} are not on this machine, and download=False "
+                f"(--no-download in the shell) keeps them from being downloaded: leave it out once"
             )
         return
     size = download_size(name)

@@ -50,7 +50,7 @@ def loading(name: str) -> Iterator[None]:
             raise
         raise OSError(
             f"the weights of {name} are not on this machine, and could not be downloaded: connect "
-            f"it once{_local(name)}"
+            f"it to the internet once{_local(name)}"
         ) from error
 
 
