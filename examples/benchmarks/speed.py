@@ -9,7 +9,8 @@ Random weights, nothing is downloaded. All ways of one table are timed alternate
 and run on the same weights with the same head, whose training is part of every step; quartiles
 stand beside the medians, "to floor" is the median over rounds of the ratio. The floor is the towers
 and the head with nothing between them; its step runs gradients from the last to the first stage of
-both towers, as Bridgers need them, and trains the head. LoRA stands in all linear layers of both
+both towers, as Bridgers need them, and trains the head. "In lockstep" is attach_bridgers(...,
+config=None), whose step needs no gradient in the towers. LoRA stands in all linear layers of both
 towers' blocks, of the rank that comes closest to the Bridgers' parameters. Peak memory is that of
 the first two steps above the level after building, optimiser states included, each way in a process
 of its own: "tensors" by torch's count, "resident" by the system's. Options that take several values

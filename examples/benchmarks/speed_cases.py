@@ -245,8 +245,8 @@ FORWARD = ("towers", "floor", "lockstep", "bridged", "lora")
 STEP = ("floor", "lockstep", "bridged", "positions", "lora", "full")
 WHAT = {
     "towers": "towers alone",
-    "floor": "towers + head, gradients to the first stage (floor)",
-    "lockstep": "towers + head in lockstep (config=None), head trained",
+    "floor": "towers + head (floor)",
+    "lockstep": "the same in lockstep, head alone trained",
     "bridged": "bridged",
     "positions": "bridged, positions trained",
     "lora": "LoRA + head",
