@@ -263,7 +263,7 @@ def test_without_a_terminal_gigabytes_are_refused(
     model.save_pretrained(tmp_path)
     with pytest.raises(OSError, match=words):
         BridgedModel.from_pretrained(tmp_path)
-    with pytest.raises(OSError, match="download=False keeps them"):
+    with pytest.raises(OSError, match="download=False .* keeps them"):
         BridgedModel.from_pretrained(tmp_path, download=False)
     measured(monkeypatch, downloads.LARGE)
     allow_download(NAME, None)
