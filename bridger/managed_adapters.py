@@ -20,7 +20,6 @@ from bridger.config import did_you_mean
 from bridger.disabling import is_disabled
 from bridger.encoder import BridgedEncoder
 from bridger.heads import Head
-from bridger.recomputing import is_recomputing
 from bridger.saving import SavedModel
 from bridger.sharded import is_wrapped
 from bridger.tower_peft import LayersAside, tuned_modules
@@ -46,13 +45,14 @@ class ManagedAdapters(SavedModel):
         # A resting adapter stands in a model of its own, with its layers of peft kept aside.
         self._resting: dict[str, tuple[ManagedAdapters, LayersAside] | None] = {FIRST: None}
 
+    @property
     @abstractmethod
-    def activation_checkpointing_enable(self) -> None:
-        """Recompute in backward."""
+    def memory(self) -> str:
+        """How much memory training takes."""
 
     @abstractmethod
-    def activation_checkpointing_disable(self) -> None:
-        """Undo `activation_checkpointing_enable`."""
+    def save_memory(self, level: str) -> None:
+        """Choose what backward computes again."""
 
     @property
     def adapter_names(self) -> list[str]:
@@ -105,8 +105,8 @@ class ManagedAdapters(SavedModel):
         """Let another adapter act in place of the one at hand.
 
         Its encoder, heads, loss weights and processor become the model's, on the device, in the
-        dtype and mode of those that rest from now on; activation checkpointing stays on where it
-        is. What was compiled stays so, and what was not is not: `compile()` is of one adapter.
+        dtype and mode of those that rest from now on; what `save_memory` chose stays. What was
+        compiled stays so, and what was not is not: `compile()` is of one adapter.
 
         Optimisers and hooks that were made before are of the other adapter's modules. Switch
         between forwards: threads that run the model at the same time would see parts of both. For
@@ -127,9 +127,9 @@ class ManagedAdapters(SavedModel):
         active, own = self.active_adapter, list(self._own_modules())
         parameters = (p for module in own for p in module.parameters(recurse=False))
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
-        recomputing = self.encoder.recomputing or any(map(is_recomputing, own))
-        if recomputing:
-            self.activation_checkpointing_disable()
+        memory = self.memory
+        if memory != "fast":
+            self.save_memory("fast")
         for part in PARTS:
             mine, theirs = getattr(self, part), getattr(model, part)
             setattr(self, part, theirs)
@@ -137,8 +137,8 @@ class ManagedAdapters(SavedModel):
         self._resting |= {active: (model, aside), name: None}
         layers.put_back(self.encoder.before_peft)
         self._follow(dtype)
-        if recomputing:
-            self.activation_checkpointing_enable()
+        if memory != "fast":
+            self.save_memory(memory)
 
     def delete_adapter(self, name: str) -> None:
         """Let go of an adapter that does not act, with all that it left in the towers.

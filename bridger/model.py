@@ -18,7 +18,7 @@ from bridger.heads_of_model import build_heads, is_resting, parameter_groups, pu
 from bridger.managed_adapters import ManagedAdapters
 from bridger.output import BridgedOutput
 from bridger.processing import Processor
-from bridger.recomputing import recompute
+from bridger.recomputing import LEVELS, check_options, is_recomputing, recompute
 from bridger.summary import head_lines, trainable_line
 
 if TYPE_CHECKING:
@@ -163,25 +163,53 @@ class BridgedModel(ManagedAdapters):
         for head in self.heads.values():
             head.compile(**options)
 
+    @property
+    def memory(self) -> str:
+        """How much memory training takes; see `save_memory`."""
+        if self.encoder.recomputing:
+            return "low"
+        return "balanced" if any(map(is_recomputing, self.modules())) else "fast"
+
+    def save_memory(self, level: str) -> None:
+        """Choose what backward computes again in place of keeping it: memory for time.
+
+        Nothing that is computed changes.
+
+        Args:
+            level: "fast": nothing; "balanced": attention of Bridgers and heads, which keeps much
+                and takes little; "low": the towers' blocks too, where their library offers it.
+
+        Raises:
+            ValueError: another level.
+        """
+        if level not in LEVELS:
+            raise ValueError(f"memory is one of {LEVELS}, got {level!r}")
+        if level == "low":
+            self.encoder.activation_checkpointing_enable()
+        else:
+            self.encoder.activation_checkpointing_disable()
+        recompute(self, level != "fast")
+
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute in backward; see `BridgedEncoder.activation_checkpointing_enable`.
+        """Do `save_memory("low")`, by the name under which transformers' Trainer asks for it.
 
-        In heads, attention layers are recomputed.
+        Args:
+            activation_checkpointing_kwargs: see `BridgedEncoder.activation_checkpointing_enable`.
+            **options: likewise.
         """
-        self.encoder.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
-        recompute(self, True)
+        check_options(activation_checkpointing_kwargs, options)
+        self.save_memory("low")
 
     def activation_checkpointing_disable(self) -> None:
-        """Undo `activation_checkpointing_enable`."""
-        self.encoder.activation_checkpointing_disable()
-        recompute(self, False)
+        """Do `save_memory("fast")`."""
+        self.save_memory("fast")
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        """Do the same, by the name under which older transformers' Trainer asks for it."""
+        """Do the same, by the older name."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     # Training loops of one's own.

@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bridger.towers.base import is_a
 
+LEVELS = ("fast", "balanced", "low")
+"""How much memory training takes: see `BridgedModel.save_memory`."""
+
 FLAGS = ("grad_checkpointing", "gradient_checkpointing", "_gradient_checkpointing_func")
 """What the libraries' own switches set: open_clip and timm the first, transformers the others."""
 

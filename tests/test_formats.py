@@ -166,8 +166,14 @@ def test_recomputing_keeps_less_and_is_undone(parts: Any) -> None:
     head = {"width": 32, "num_layers": 2, "num_heads": 2}
     model = encoder.with_head(ReferringSegmentationHead, **head).train()
     whole = kept(model)
+    assert model.memory == "fast"
+    model.save_memory("balanced")
+    some = kept(model)
+    assert model.memory == "balanced" and not model.encoder.recomputing and some < 0.95 * whole
     model.activation_checkpointing_enable()
-    assert kept(model) < 0.6 * whole
+    assert model.memory == "low" and kept(model) < 0.6 * whole and kept(model) < 0.9 * some
+    model.save_memory("balanced")
+    assert kept(model) == some
     model.activation_checkpointing_disable()
     assert kept(model) == whole
     model.activation_checkpointing_enable()
@@ -194,3 +200,5 @@ def test_checkpoints_that_would_lose_gradients_are_refused() -> None:
         model.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(ValueError, match="every layer is recomputed.*every_n_layers"):
         model.activation_checkpointing_enable(every_n_layers=2)
+    with pytest.raises(ValueError, match=r"one of \('fast', 'balanced', 'low'\), got 'high'"):
+        model.save_memory("high")

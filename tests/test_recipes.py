@@ -201,14 +201,13 @@ def test_arguments_say_what_the_recipe_does(tmp_path: Path) -> None:
     recipe = Recipe.preset(
         "etris-vit-b16", precision="bf16", batch_size=8, accumulation=2, seed=3, metric="oIoU"
     )
-    recipe = recipe.replace(activation_checkpointing=True, report_to=[])
+    recipe = recipe.replace(report_to=[])
     args = recipe.arguments(tmp_path, evaluate=True, items=40, use_cpu=True)
     assert args.max_steps == 250 and args.save_steps == args.eval_steps == 5  # every epoch
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 2)
     assert (args.bf16, args.fp16, args.seed) == (True, False, 3)
     assert (args.metric_for_best_model, args.greater_is_better) == ("eval_oIoU", True)
     assert (args.weight_decay, args.max_grad_norm, args.warmup_steps) == (0.0, 0.0, 0)
-    assert getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing
     assert args.report_to == []
     four = Recipe(steps=10).arguments(tmp_path, evaluate=False, use_cpu=True)
     assert four.save_steps == 3 and four.report_to == ["tensorboard"]

@@ -55,15 +55,8 @@ def training_arguments(
 
 
 def _options(recipe: Recipe, steps: int) -> dict[str, Any]:
-    from transformers import TrainingArguments
 
     evaluations = recipe.evaluations or recipe.epochs or 4
-    # It has this name in transformers 5, and the other one before.
-    recomputing = next(
-        name
-        for name in ("activation_checkpointing", "gradient_checkpointing")
-        if name in TrainingArguments.__dataclass_fields__
-    )
     return {
         "max_steps": steps,
         "gradient_accumulation_steps": recipe.accumulation,
@@ -79,7 +72,6 @@ def _options(recipe: Recipe, steps: int) -> dict[str, Any]:
         "max_grad_norm": recipe.max_grad_norm,
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
-        recomputing: recipe.activation_checkpointing,
         "seed": recipe.seed,
         "logging_steps": max(1, min(steps // 20, MOST_STEPS_BETWEEN_LOGS)),
         "save_strategy": "steps",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridger.config import did_you_mean
+from bridger.recomputing import LEVELS
 from bridger.tasks import Task, get_task, list_tasks
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _COUNTS_OR_NONE = ("steps", "epochs", "evaluations", "shots", "word_length", "ma
 _RATES = ("learning_rate", "eps", "gamma")
 _RATES_OR_NONE = ("bridger_learning_rate", "tower_learning_rate")
 _NUMBERS = ("warmup", "weight_decay", "max_grad_norm")
-_FLAGS = ("connect", "activation_checkpointing")
+_FLAGS = ("connect", "compile")
 _TEXTS = ("towers", "task", "metric", "note", "cost")
 _TEXTS_OR_NONE = {"bridgers": "a preset's name", "prefix_cache": '"memory", a folder'}
 _MAPPINGS = ("bridger_options", "head", "aims")
@@ -31,6 +32,7 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "optimizer": OPTIMIZERS,
     "precision": PRECISIONS,
+    "memory": LEVELS,
 }
 
 

@@ -78,7 +78,8 @@ class Recipe(Config):
         weight_decay: of matrices (AdamW's).
         max_grad_norm: gradients are scaled down to this norm; 0: never.
         precision: "float32", or autocast to "bf16" or "fp16" (with scaled losses) in training.
-        activation_checkpointing: compute again in backward what towers and Bridgers need.
+        memory: "fast", "balanced" or "low"; see `BridgedModel.save_memory`.
+        compile: compile blocks, Bridgers and heads; see `BridgedModel.compile`.
         prefix_cache: "memory" or a folder, where the frozen towers' outputs before the first stage
             are kept from epoch to epoch; see `BridgedEncoder.cache_prefix`. Not with `augment`.
         evaluations: how often the validation split is looked at; the best adapter is kept. None:
@@ -126,7 +127,8 @@ class Recipe(Config):
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     precision: str = "float32"
-    activation_checkpointing: bool = False
+    memory: str = "fast"
+    compile: bool = False
     prefix_cache: str | None = None
     evaluations: int | None = None
     metric: str = ""

@@ -87,6 +87,9 @@ def train(
     model = recipe.build(*load_towers(recipe.towers))
     try:
         model.encoder.cache_prefix(recipe.prefix_cache)
+        model.save_memory(recipe.memory)
+        if recipe.compile:
+            model.compile()
         if model.processor is None:
             raise RuntimeError(
                 f"no processor could be inferred from the towers {recipe.towers!r}: build the "
