@@ -299,7 +299,9 @@ def test_it_renders(several: Path) -> None:
     assert "<td>a|b</td>" in html
     for leftover in ("```", "| ---", "**", "]("):
         assert leftover not in re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)
-    assert '<img alt="What it finds in a drawn scene: ' in html and 'src="card.png"' in html
+    assert (
+        '<img alt="What it finds in a drawn scene from bridger' in html and 'src="card.png"' in html
+    )
 
 
 def test_huggingface_hub_reads_it(owls: Path) -> None:
@@ -485,6 +487,6 @@ def test_the_picture_is_made_of_any_head_on_the_embedded_towers(tmp_path: Path) 
     )
     model.save_pretrained(tmp_path)
     text = write_card(tmp_path, "anna/owls", model=model).read_text()
-    assert "a drawn scene: detection, referring segmentation" in text
+    assert "a drawn scene from bridger's own set, no photograph: detection, referring" in text
     width, height = Image.open(tmp_path / "card.png").size
     assert width == 2 * 512 and height >= 512

@@ -31,7 +31,10 @@ def show(model: SavedModel) -> Shown:
 
     drawn = beside([_draw(cast("BridgedModel", model), name) for name in model.heads])
     kinds = [head.name.replace("_", " ") for head in model.heads.values()]
-    return Shown(drawn, f"What it finds in a drawn scene: {', '.join(kinds)}")
+    return Shown(
+        drawn,
+        f"What it finds in a drawn scene from bridger's own set, no photograph: {', '.join(kinds)}",
+    )
 
 
 def _draw(model: BridgedModel, name: str) -> Image.Image:
