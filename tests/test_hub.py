@@ -544,6 +544,34 @@ def test_push_and_inspect_in_the_shell(
     assert code == 0 and "head detection: detection" in out
 
 
+@pytest.mark.parametrize(
+    ("logged", "judged", "warned"),
+    [
+        ([0.0, 0.002], [], "mIoU 0.20 %"),
+        ([0.0, 0.5], [], None),  # the best one is what is saved
+        ([], [0.004, 0.001], "mIoU 0.40 %"),
+        ([0.0], [0.3], None),
+        ([], [], None),
+    ],
+)
+def test_an_adapter_that_learnt_nothing_is_pushed_with_a_warning(
+    hub: Hub, run: Run, tmp_path: Path, logged: list[float], judged: list[float], warned: str | None
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(SHIPPED["tiny"], folder)
+    history = [{"loss": 2.0}, *({"eval_mIoU": figure} for figure in logged)]
+    (folder / "history.json").write_text(json.dumps(history))
+    about = {"dataset": "folder", "split": "val", "expressions": 6}
+    results = [{**about, "metrics": {"mIoU": figure, "P@0.5": 0.9}} for figure in judged]
+    task = {"task": "referring_segmentation", "head": "head"}
+    (tmp_path / "figures.json").write_text(json.dumps({**task, "results": results}))
+    options = ["--figures", tmp_path / "figures.json"] if judged else []
+    code, _, err = run("push", folder, "anna/owls", *options)
+    assert code == 0 and "README.md" in hub.repos["anna/owls"].files()
+    assert ("learnt next to nothing" in err) == (warned is not None)
+    assert warned is None or f"({warned})" in err
+
+
 def test_the_card_alone_is_written_in_the_shell(hub: Hub, run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(SHIPPED["tiny"], folder)

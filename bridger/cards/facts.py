@@ -110,7 +110,7 @@ def facts_of(
     """Gather what is known; arguments and errors as of `bridger.model_card.write_card`."""
     config, tensors = read(folder)
     towers = towers_of(folder)
-    results = _results(figures, [head["type"] for head in config["heads"].values()])
+    results = records_of(figures, [head["type"] for head in config["heads"].values()])
     if towers == EMBEDDED:  # scenes come in the layouts of published data sets, and are none
         results = [
             record if record.get("dataset") == OWN else {**record, "dataset": SCENES}
@@ -147,10 +147,14 @@ def _tower_numbers(model: SavedModel) -> int:
     return frozen
 
 
-def _results(
+def records_of(
     figures: Figures | Sequence[Figures] | None, heads: Sequence[str]
 ) -> list[Mapping[str, Any]]:
     """Return the records of all figures, each with the task and the head that it is of.
+
+    Args:
+        figures: what `bridger evaluate --json` wrote: one, several or none.
+        heads: the registered names of the adapter's heads.
 
     Raises:
         ValueError: they are no figures, or those of another adapter's heads.

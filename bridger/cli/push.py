@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bridger.cli.adapters import ADAPTER, add_import_option, find
-from bridger.cli.base import say
+from bridger.cli.base import complain, say
 
 HELP = "put an adapter on the Hub, with a model card"
 ABOUT = """\
@@ -67,6 +68,10 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_import_option(parser)
 
 
+LITTLE = 0.01
+"""A figure below it says that next to nothing was learnt."""
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the card, and push.
 
@@ -96,8 +101,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         wrote = [str(each) for each in (path, picture) if each.is_file()]
         say(f"wrote {' and '.join(wrote)}", "next: change it as you like, then push without it")
         return {"card": str(path)}
+    adapter = find(args.adapter, args)
+    for figure in _low_figures(adapter, args.figures):
+        complain(
+            f"bridger: warning: {args.adapter} seems to have learnt next to nothing ({figure}): "
+            f"look at what `bridger evaluate` and `bridger data check` say before others load it"
+        )
     address = push_folder(
-        find(args.adapter, args),
+        adapter,
         args.repo_id,
         private=args.private or None,
         revision=args.revision,
@@ -107,3 +118,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     named = args.repo_id + (f"@{args.revision}" if args.revision else "")
     say(f"pushed {args.adapter} to {address}", f"next: bridger inspect {named}")
     return {"address": address, "adapter": named}
+
+
+def _low_figures(adapter: Path, figures: Sequence[Path] | None) -> Iterator[str]:
+    """Yield the usual figure of each head whose best is below `LITTLE`, where one is known.
+
+    Known are the figures that are given and those of the training that lie in the folder.
+    """
+    from bridger.adapter_files import read_saved_config
+    from bridger.cards.facts import records_of
+    from bridger.tasks import get_task, list_tasks
+
+    heads = [head["type"] for head in read_saved_config(adapter)["heads"].values()]
+    judged = [(record["task"], record["metrics"]) for record in records_of(figures, heads)]
+    if len(heads) == 1:  # else nothing says which one was trained
+        judged += [(heads[0], metrics) for metrics in _on_the_way(adapter)]
+    for task in dict.fromkeys(task for task, _ in judged if task in list_tasks()):
+        of_task = [metrics for other, metrics in judged if other == task]
+        for name in get_task(task).metrics:
+            if found := [metrics[name] for metrics in of_task if name in metrics]:
+                if max(found) < LITTLE:
+                    yield f"{name} {100 * max(found):.2f} %"
+                break
+
+
+def _on_the_way(adapter: Path) -> list[dict[str, float]]:
+    """Return what was logged during training, figures by their names, if its history is there."""
+    from bridger._json import read_json
+    from bridger.training.run import HISTORY_FILE
+
+    history = adapter / HISTORY_FILE
+    entries = read_json(history) if history.is_file() else []
+    return [
+        {name.removeprefix("eval_"): value for name, value in entry.items()} for entry in entries
+    ]
