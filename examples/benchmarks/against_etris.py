@@ -25,6 +25,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -61,6 +63,13 @@ def set_tf32(on: bool) -> None:
     torch.backends.cudnn.allow_tf32 = on
 
 
+def give_back() -> None:
+    """Leave a GPU's memory to others."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def build(args: argparse.Namespace) -> tuple[Released, dict[str, Tensor]]:
     """Build the released model on the CPU, and copy its state dict."""
     if args.threads:
@@ -78,6 +87,7 @@ def check(
     batch = draw(min(args.batch, 2), released, args.device)
     dtypes = {"f32": torch.float32, "f64": torch.float64}
     found = {name: differences(released, state, batch, dtype) for name, dtype in dtypes.items()}
+    give_back()
     rows = [{"": n, **{d: f"{found[d][n]:.1e}" for d in found}} for n in found["f32"]]
     print(
         f"\nlargest differences to ETRIS' largest values\n\n{table(rows, ('', *found))}", flush=True
@@ -102,9 +112,9 @@ def add_timings(rows: Rows, label: str, timings: Mapping[str, Timing]) -> None:
 def add_peaks(rows: Rows, peaks: Mapping[str, Mapping[str, Any]]) -> None:
     """Write peaks of memory into rows; the first one is the reference."""
     for kind in ("tensors", "resident"):
-        reference = next(iter(peaks.values()))[kind]
+        reference = peaks.get("etris", {}).get(kind)
         for name, peak in peaks.items():
-            if peak[kind] is not None:
+            if reference and peak[kind]:
                 rows[name] |= {f"{kind} MB": round(peak[kind] / 1e6)}
                 rows[name] |= {f"{kind}, share": f"{peak[kind] / reference:.2f}"}
 
@@ -119,14 +129,10 @@ def measure(
     rows: Rows = {n: {"": title} for n, title in titles(args.device, args.memory).items()}
     found: dict[str, Any] = {}
     if "memory" in args.measure:
-        found["memory"] = {
-            n: in_child(__file__, child_arguments("memory", n, dtype, args)) for n in rows
-        }
+        found["memory"] = in_children("memory", dtype, args)
         add_peaks(rows, found["memory"])
     if args.largest_batch:
-        found["largest"] = {
-            n: in_child(__file__, child_arguments("largest", n, dtype, args)) for n in rows
-        }
+        found["largest"] = in_children("largest", dtype, args)
         for name, largest in found["largest"].items():
             rows[name]["largest batch"] = largest["batch"]
     setting = Setting(args.batch, dtype, args.device)
@@ -149,9 +155,7 @@ def measure(
     for module in modules.values():
         module.to("cpu").zero_grad()
     del cases
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_back()
     return found
 
 
@@ -175,12 +179,18 @@ def parts_of(cases: Mapping[str, Case], args: argparse.Namespace) -> dict[str, d
     return found
 
 
-def child_arguments(kind: str, name: str, dtype: str, args: argparse.Namespace) -> list[str]:
-    """Return the command line that measures one row by itself."""
-    chosen = ["--etris", args.etris, "--backbone", args.backbone, "--child", kind, name]
-    chosen += ["--dtype", dtype, "--device", args.device, "--batch", str(args.batch)]
-    chosen += ["--tf32"] * args.tf32
-    return chosen + (["--threads", str(args.threads)] if args.threads else [])
+def in_children(kind: str, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every row by itself; what fails is told, and the others go on."""
+    chosen = ["--etris", args.etris, "--backbone", args.backbone, "--dtype", dtype]
+    chosen += ["--device", args.device, "--batch", str(args.batch)] + ["--tf32"] * args.tf32
+    chosen += ["--threads", str(args.threads)] if args.threads else []
+    found = {}
+    for name in titles(args.device, args.memory):
+        try:
+            found[name] = in_child(__file__, [*chosen, "--child", kind, name])
+        except subprocess.CalledProcessError as error:
+            print(f"{kind} of {name} is missing: {error}", file=sys.stderr)
+    return found
 
 
 def alone(kind: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -258,8 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found["trained"] = trained(modules)
     for dtype in args.dtype:
         found[dtype] = measure(dtype, released, modules, args)
-    if args.json:
-        write_json(args.json, found)
+        if args.json:
+            write_json(args.json, found)
 
 
 if __name__ == "__main__":

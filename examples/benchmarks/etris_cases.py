@@ -93,12 +93,8 @@ def module_of(name: str, released: Released, state: Mapping[str, Tensor]) -> nn.
     model = bridged(released, state)
     if name != "bridger":
         model.encoder.tower_tensors.requires_grad_(False)
-    level = name.partition("-")[2]
-    if level:
-        save_memory = getattr(model, "save_memory", None)
-        if save_memory is None:
-            raise SystemExit(f"this bridger has no model.save_memory({level!r})")
-        save_memory(level)
+    if level := name.partition("-")[2]:
+        model.save_memory(level)
     return model
 
 
@@ -143,8 +139,9 @@ class Case:
         self.optimizer = torch.optim.Adam(
             parameters, lr=options.base_lr, weight_decay=options.weight_decay
         )
-        scaled = setting.dtype == "fp16"
-        self.scaler = torch.amp.GradScaler(torch.device(setting.device).type, enabled=scaled)
+        # A scale that small leaves no step out, as the first ones of a training would be.
+        kind, scaled = torch.device(setting.device).type, setting.dtype == "fp16"
+        self.scaler = torch.amp.GradScaler(kind, init_scale=256.0, enabled=scaled)
 
     def _autocast(self) -> torch.autocast:
         dtype = DTYPES[self.setting.dtype]
@@ -182,7 +179,7 @@ class Case:
         self.optimizer.state.clear()
 
     def largest_batch(self) -> dict[str, Any]:
-        """Find the largest batch whose steps fit on a GPU, and why a larger one does not."""
+        """Find to 5 % the largest batch whose steps fit on a GPU, and why a larger one does not."""
         reasons: dict[int, str] = {}
 
         def fits(size: int) -> bool:
@@ -198,8 +195,8 @@ class Case:
             torch.cuda.empty_cache()
             return size not in reasons
 
-        found = largest(fits)
-        return {"batch": found, "reason": reasons.get(found + 1)}
+        found = largest(fits, within=0.05)
+        return {"batch": found, "reason": reasons[min(reasons)] if reasons else None}
 
 
 def differences(

@@ -113,8 +113,15 @@ def _importing(root: Path, patches: list[str]) -> Iterator[Callable[[str], Modul
         stub.logger = logging.getLogger("etris")
         stubs["loguru"] = stub
         patches.append("loguru, which is not installed, is the standard library's logging")
-    with patch.dict(sys.modules, stubs), patch.object(sys, "path", [str(root), *sys.path]):
+    before = set(sys.modules)
+    sys.modules.update(stubs)
+    with patch.object(sys, "path", [str(root), *sys.path]):
         yield importlib.import_module
+    # Its "model" is too common a name to be left; what it has imported of others stays.
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name in stubs or Path(file).is_relative_to(root):
+            del sys.modules[name]
 
 
 def _random_clip(clip_class: Callable[..., nn.Module], backbone: str) -> nn.Module:

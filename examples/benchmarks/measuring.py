@@ -201,13 +201,16 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
     return [x.untyped_storage() for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
 
 
-def largest(fits: Callable[[int], bool], limit: int = 4096) -> int:
-    """Return the largest number up to `limit` that fits, by doubling and halving; 0 for none."""
+def largest(fits: Callable[[int], bool], limit: int = 4096, within: float = 0.0) -> int:
+    """Return the largest number up to `limit` that fits, by doubling and halving; 0 for none.
+
+    It ends where one does not fit that is larger by 1, or by this share (`within`).
+    """
     good, bad = 0, 1
     while bad <= limit and fits(bad):
         good, bad = bad, 2 * bad
     bad = min(bad, limit + 1)
-    while bad - good > 1:
+    while bad - good > max(1, within * good):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good
