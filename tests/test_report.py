@@ -134,6 +134,29 @@ def test_a_table_is_laid_out_in_columns() -> None:
     ]
 
 
+def test_a_wide_table_is_folded_and_loses_nothing() -> None:
+    header = ["who", "of", "n", "mIoU", "oIoU"]
+    rows = [["a", "val", "7", "1.00 [0.50, 2.00]", "3.00"], ["bcd", "test", "10", "-", "-"]]
+    table = Table("what", header, rows, note="words " * 9)
+    assert table.lines(33) == [
+        "what:",
+        "  who  of     n",
+        "  a    val    7",
+        "  bcd  test  10",
+        "  who  of                 mIoU",
+        "  a    val   1.00 [0.50, 2.00]",
+        "  bcd  test                  -",
+        "  who  of    oIoU",
+        "  a    val   3.00",
+        "  bcd  test     -",
+        "words words words words words",
+        "words words words words",
+    ]
+    assert all(len(line) <= 35 for line in table.lines(35)[1:-2])
+    assert len(table.lines(80)) == 5
+    assert len(table.lines(5)) == 1 + 3 * 3 + 9  # nothing is cut where there is no room at all
+
+
 def test_protocols_and_parts_have_tables_of_their_own() -> None:
     cases = [
         case(

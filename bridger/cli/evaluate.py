@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shutil import get_terminal_size
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     results = [result for _, result in judged]
     shown = _shown_by(task)
     for table in shown.tables(results, args.adapter):
-        say(*table.lines(), "")
+        say(*table.lines(get_terminal_size().columns), "")
     wholes = [result for result in results if not _is_part(result)]
     unit = "pictures" if isinstance(wholes[0], LabelledEvaluation) else "sentences"
     say(f"{sum(map(len, wholes))} {unit} in {time.monotonic() - started:.0f} s")

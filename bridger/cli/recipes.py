@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from shutil import get_terminal_size
+from textwrap import fill, indent
 from typing import TYPE_CHECKING, Any
 
 from bridger.cli.base import say
@@ -18,6 +20,7 @@ EXAMPLES = """\
   bridger recipes quickstart > mine.json
   bridger train mine.json --data scenes --out my-adapter
 """
+INDENT = "    "
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +42,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         say(json.dumps(options, indent=2, ensure_ascii=False))
         return options
     recipes = {name: find_recipe(name) for name in recipe_names()}
-    width = max(map(len, recipes))
-    task = max(len(recipe.task) for recipe in recipes.values())
+    longest, width = max(map(len, recipes)), get_terminal_size().columns
     for name, recipe in recipes.items():
         note = recipe.note.split(". ")[0].rstrip(".")
-        say(f"{name:<{width}}  {recipe.task:<{task}}  {note}.{_aims(recipe)}")
+        about = indent(fill(f"{note}.{_aims(recipe)}", width - len(INDENT)), INDENT)
+        say(f"{name:<{longest}}  {recipe.task}", about)
     return {name: recipe.to_dict() for name, recipe in recipes.items()}
 
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from textwrap import wrap
 
 LEVEL = 0.95
 """Of the intervals that are shown."""
+
+WIDTH = 80
+"""Of a terminal, in letters."""
+
+INDENT, GAP = "  ", "  "
+"""In front of rows, and between columns."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +35,46 @@ class Table:
     published: bool = False
     note: str = ""
 
-    def lines(self) -> list[str]:
-        """Lay it out for a terminal: words to the left, figures to the right."""
+    def lines(self, width: int = WIDTH) -> list[str]:
+        """Lay it out for a terminal: words to the left, figures to the right.
+
+        Columns that find no room follow below, beside the first ones, which say what a row is.
+
+        Args:
+            width: of the terminal, in letters.
+        """
         cells = [list(self.header), *map(list, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        left = [not all(_is_figure(row[i]) for row in self.rows) for i in range(len(widths))]
-        laid = (
-            "  ".join(
-                cell.ljust(width) if words else cell.rjust(width)
-                for cell, width, words in zip(row, widths, left, strict=True)
-            ).rstrip()
-            for row in cells
-        )
+        columns = [_column(list(column)) for column in zip(*cells, strict=True)]
         return [
             f"{self.title}:",
-            *(f"  {line}" for line in laid),
-            *([self.note] if self.note else []),
+            *(
+                f"{INDENT}{GAP.join(line)}".rstrip()
+                for block in _blocks(columns, width - len(INDENT))
+                for line in zip(*block, strict=True)
+            ),
+            *wrap(self.note, width),
         ]
+
+
+def _column(cells: list[str]) -> list[str]:
+    """Return the cells of a column, header first, all of one width."""
+    width = max(map(len, cells))
+    return [cell.rjust(width) if _has_figures(cells) else cell.ljust(width) for cell in cells]
+
+
+def _blocks(columns: list[list[str]], width: int) -> list[list[list[str]]]:
+    """Share columns out among blocks that are as wide at most, each with the first words."""
+    words = list(takewhile(lambda column: not _has_figures(column), columns))
+    if len(words) == len(columns):
+        return [columns]
+    blocks = [words]
+    for column in columns[len(words) :]:
+        wider = [*blocks[-1], column]
+        if blocks[-1] != words and len(GAP.join(each[0] for each in wider)) > width:
+            blocks.append([*words, column])
+        else:
+            blocks[-1] = wider
+    return blocks
 
 
 def percent(share: float) -> str:
@@ -63,5 +94,7 @@ def with_interval(
     return f"{percent(metrics[name])} [{percent(low)}, {percent(high)}]"
 
 
-def _is_figure(cell: str) -> bool:
-    return cell[:1].isdigit() or cell == "-"
+def _has_figures(cells: Sequence[str]) -> bool:
+    """Whether all but a column's header are figures."""
+    below = [cell.strip() for cell in cells[1:]]
+    return all(cell[:1].isdigit() or cell == "-" for cell in below)
