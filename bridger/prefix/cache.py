@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bridger.disabling import disabled
+from bridger.disabling import disabled, is_disabled
 from bridger.features import TextFeatures
 from bridger.prefix.keys import checksum, row_keys
 from bridger.prefix.rules import (
@@ -58,7 +58,7 @@ class PrefixCache:
         in_memory = where == MEMORY
         self._dtype = dtype if in_memory or dtype is not None else torch.bfloat16
         self._lock = Lock()
-        self._layouts: dict[str, dict[str, Layout]] = {}
+        self._layouts: dict[tuple[Any, ...], dict[str, Layout]] = {}
         self._state: list[tuple[Any, ...]] | None = None
         prefixes = prefixes_of(encoder)  # refuses before a folder is made
         self._store: Store = (
@@ -95,9 +95,11 @@ class PrefixCache:
             self._begin(prefixes)
             runs = _runs(prefixes, ready, batch)
             context = _context(batch)
-            if context not in self._layouts:
-                self._layouts[context] = _try(encoder, prefixes, ready, batch)
-            layouts = self._layouts[context]
+            # What the adapter trains is seen where it stands in for the towers' own alone.
+            tried = context, len(runs), is_disabled(encoder)
+            if tried not in self._layouts:
+                self._layouts[tried] = _try(encoder, prefixes, ready, batch)
+            layouts = self._layouts[tried]
         twins: dict[str, Any] = {
             side: self._skipping(side, run, layouts[side], context) for side, run in runs.items()
         }
@@ -172,7 +174,7 @@ def _context(batch: Batch) -> str:
     """Return what decides, beside a row's own numbers, what towers make of it."""
     kind = batch.pixel_values.device.type
     cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return f"{batch.pixel_values.dtype} {isinstance(batch.text, Tensor)} autocast {cast}"
+    return f"{batch.pixel_values.dtype} autocast {cast}"
 
 
 def _try(
@@ -233,7 +235,8 @@ def _outputs(run: _Run) -> list[Any]:
     Gradients are on, to see what is trained in it.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        rows = [[t[:1].repeat_interleave(n, dim=0) for t in run.inputs] for n in (1, 2)]
+        first = [tensor[:1].detach() for tensor in run.inputs]
+        rows = [[tensor.repeat_interleave(n, dim=0) for tensor in first] for n in (1, 2)]
         return [run.prefix.reach(run.tower, inputs, run.tensors) for inputs in rows]
 
 
