@@ -516,6 +516,18 @@ def test_towers_that_change_after_switching_on_are_refused(batch: tuple[Tensor, 
         encoder(*batch)
 
 
+@pytest.mark.parametrize("block", [0, 2])
+def test_blocks_that_fsdp_gathers(block: int) -> None:
+    """Before the first stage all processes would have to run them together."""
+    encoder = bridged()
+    encoder.vision.blocks[block].module.unshard = lambda: None  # as `fully_shard` leaves it
+    if block == 0:
+        with pytest.raises(ValueError, match="FSDP needs all processes"):
+            encoder.cache_prefix("memory")
+    else:
+        cached(encoder)
+
+
 @pytest.mark.parametrize("block", [1, 2])
 def test_layers_of_peft(block: int, batch: tuple[Tensor, Tensor]) -> None:
     peft: Any = pytest.importorskip("peft")
