@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from einops import rearrange
+from torch import nn
 
 from bridger.towers.base import Tower
 from bridger.towers.lean import lean_parts
 from bridger.towers.views import view_changing
 
 T = TypeVar("T", bound=Tower)
+
+
+def compile_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `torch.compile` for parts that see texts and pictures of all sizes.
+
+    Sizes are symbols from the start, unless the caller says otherwise: blocks that share their
+    code, as those of both towers may, would soon reach torch's limit of 8 versions, and then run
+    as they are. What einops learns of types at their first use is taught before, since compiled
+    code is made anew when it changes.
+    """
+    for kind in (np.zeros(1), torch.zeros(1), nn.Parameter(torch.zeros(1))):
+        rearrange(kind, "a -> a")
+    return {"dynamic": True, **options}
 
 
 class CompiledBlocks:

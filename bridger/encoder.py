@@ -220,8 +220,7 @@ class BridgedEncoder(SwitchedTowers):
         if self._compiled is not None:
             vision, text = self._compiled[0].of(vision), self._compiled[1].of(text)
         else:
-            vision = with_lean_parts(vision, tensors["vision"])
-            text = with_lean_parts(text, tensors["text"])
+            vision, text = with_lean_parts(vision), with_lean_parts(text)
         if not self.training:
             yield Ready(self._hooks, vision, text, tensors)
             return

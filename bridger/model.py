@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bridger._etris_layout import ReleasedLayout
 from bridger.answering import ROWS_AT_ONCE, joined, predict_each, texts_by_head
+from bridger.compiling import compile_options
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures, Mentions
 from bridger.heads import Head, HeadOutput
@@ -161,7 +162,7 @@ class BridgedModel(ManagedAdapters):
         """
         self.encoder.compile(**options)
         for head in self.heads.values():
-            head.compile(**options)
+            head.compile(**compile_options(options))
 
     @property
     def memory(self) -> str:

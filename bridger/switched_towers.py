@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from bridger.bridgers import BridgerStack
-from bridger.compiling import CompiledBlocks
+from bridger.compiling import CompiledBlocks, compile_options
 from bridger.config import check_whole
 from bridger.prefix import LIMIT_BYTES, PrefixCache
 from bridger.recomputing import check_options, recompute, switch_off, switch_on
@@ -32,12 +32,14 @@ class SwitchedTowers(TunedTowers):
         what is loaded from a folder are not compiled.
 
         Args:
-            **options: of `torch.compile`, such as `mode="max-autotune"`.
+            **options: of `torch.compile`, such as `mode="max-autotune"`. By default sizes are
+                symbols (`dynamic=True`), so that texts and pictures of all sizes share one
+                compilation.
 
         Raises:
             ValueError: the adapter trains tensors inside blocks, which compiled blocks do not see.
         """
-        owned = self._owned()
+        owned, options = self._owned(), compile_options(options)
         self._compiled = (
             CompiledBlocks(self.vision, owned["vision"], options),
             CompiledBlocks(self.text, owned["text"], options),

@@ -123,7 +123,7 @@ def replayed(encoder: BridgedEncoder, pixels: Tensor, words: Tensor) -> list[Ten
     what those blocks return, and keep what block i returns.
     """
     # Products of other shapes may differ in the last bit.
-    vision, text = with_lean_parts(encoder.vision, ()), with_lean_parts(encoder.text, ())
+    vision, text = with_lean_parts(encoder.vision), with_lean_parts(encoder.text)
     token_ids, mask = text.prepare(words)
     size = (pixels.shape[-2], pixels.shape[-1])
     made: tuple[dict[int, Any], dict[int, Any]] = ({}, {})

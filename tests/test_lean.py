@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from helpers_towers import hf_vision, images, open_clip_vit
 from torch import Tensor, nn
 
-from bridger.towers.lean import SelfAttention, lean_parts, quick_gelu, with_lean_parts
+from bridger.towers.lean import LeanAttention, LeanQuickGELU, lean_parts, with_lean_parts
 from bridger.towers.registry import find_vision_tower
 
 
@@ -18,11 +16,17 @@ def attention(**options: object) -> nn.MultiheadAttention:
     return nn.MultiheadAttention(16, 4, batch_first=True, **options).eval()  # type: ignore[arg-type]
 
 
+def lean_of(module: nn.MultiheadAttention) -> nn.Module:
+    (lean,) = lean_parts(nn.Sequential(module)).values()
+    assert isinstance(lean, LeanAttention)
+    return lean
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_self_attention_is_torch_s(masked: bool) -> None:
     module, x = attention(), torch.randn(2, 5, 16, requires_grad=True)
     mask = torch.full((5, 5), -torch.inf).triu(1) if masked else None
-    found, weights = SelfAttention(module)(x, x, x, need_weights=False, attn_mask=mask)
+    found, weights = lean_of(module)(x, x, x, need_weights=False, attn_mask=mask)
     expected, _ = module(x, x, x, need_weights=False, attn_mask=mask)
     assert weights is None
     torch.testing.assert_close(found, expected)
@@ -33,7 +37,7 @@ def test_self_attention_is_torch_s(masked: bool) -> None:
 
 def test_other_calls_are_the_module_s() -> None:
     module, x, y = attention(), torch.randn(2, 5, 16), torch.randn(2, 7, 16)
-    lean = SelfAttention(module)
+    lean = lean_of(module)
     for args, options in (
         ((x, x, x), {}),  # weights wanted
         ((x, y, y), {"need_weights": False}),
@@ -48,7 +52,7 @@ def test_other_calls_are_the_module_s() -> None:
 def test_dropout_on_attention_is_kept() -> None:
     module, x = attention(dropout=0.5).train(), torch.randn(2, 5, 16)
     torch.manual_seed(1)
-    found, _ = SelfAttention(module)(x, x, x, need_weights=False)
+    found, _ = lean_of(module)(x, x, x, need_weights=False)
     torch.manual_seed(1)
     assert torch.equal(found, module(x, x, x, need_weights=False)[0])
 
@@ -56,11 +60,11 @@ def test_dropout_on_attention_is_kept() -> None:
 def test_quick_gelu_is_clip_s() -> None:
     x = torch.linspace(-20, 20, 401, dtype=torch.float64, requires_grad=True)
     expected = x * torch.sigmoid(1.702 * x)
-    torch.testing.assert_close(quick_gelu(x), expected)
-    for y in (quick_gelu(x), expected):
+    torch.testing.assert_close(LeanQuickGELU()(x), expected)
+    for y in (LeanQuickGELU()(x), expected):
         y.sum().backward()
     x_too = x.detach().requires_grad_()
-    quick_gelu(x_too).sum().backward()
+    LeanQuickGELU()(x_too).sum().backward()
     assert x.grad is not None and x_too.grad is not None
     torch.testing.assert_close(2 * x_too.grad, x.grad)
 
@@ -69,7 +73,7 @@ def test_quick_gelu_is_clip_s() -> None:
 def test_blocks_of_towers_are_lean(build: object) -> None:
     tower = find_vision_tower(build())  # type: ignore[operator]
     assert lean_parts(tower.blocks[0].module)
-    twin = with_lean_parts(tower, ())
+    twin = with_lean_parts(tower)
     assert twin.module is not tower.module
     assert all("forward" not in vars(part) for part in tower.module.modules())
     with torch.no_grad():
@@ -78,15 +82,34 @@ def test_blocks_of_towers_are_lean(build: object) -> None:
     torch.testing.assert_close(first(found), first(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_what_an_adapter_trains_or_others_replaced_is_left_alone() -> None:
+def test_what_others_replaced_is_left_alone() -> None:
     tower = find_vision_tower(open_clip_vit())
-    names = {m: n for n, m in tower.module.named_modules()}
-    owned = [f"{names[block.module]}.attn.in_proj_weight" for block in tower.blocks]
-    assert with_lean_parts(tower, owned) is tower
-    offloaded = find_vision_tower(copy.deepcopy(tower.module))
-    for block in offloaded.blocks:
+    for block in tower.blocks:
         block.module.forward = block.module.forward  # as accelerate's hooks do
-    assert with_lean_parts(offloaded, ()) is offloaded
+    assert with_lean_parts(tower) is tower
+
+
+def test_tensors_stand_in_inside_lean_attention() -> None:
+    tower = find_vision_tower(open_clip_vit())
+    names = {module: name for name, module in tower.module.named_modules()}
+    name = f"{names[tower.blocks[0].module]}.attn.in_proj_weight"
+    tensors = {name: torch.zeros_like(tower.module.get_parameter(name))}
+    with torch.no_grad():
+        pixels = images(2)
+        found = with_lean_parts(tower).call(pixels, tensors)
+        torch.testing.assert_close(first(found), first(tower.call(pixels, tensors)))
+        assert not torch.allclose(first(found), first(tower.call(pixels, {})))
+
+
+def test_what_the_module_gets_later_its_lean_form_has_too() -> None:
+    module, x = attention(), torch.randn(1, 3, 16)
+    lean = lean_of(module)
+    module.in_proj_weight = nn.Parameter(torch.zeros(48, 16))
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    found = lean(x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(found, module(x, x, x, need_weights=False)[0])
+    assert len(calls) == 2
 
 
 def first(result: object) -> Tensor:

@@ -5,13 +5,15 @@
   677 tokens and two pictures it is a third slower than over one that does, forward and backward.
 - CLIP's QuickGELU, x sigmoid(1.702 x), keeps two tensors four times as wide as the state for
   backward, the most that a block keeps. As silu(1.702 x) / 1.702 it keeps one.
+
+A lean part shares all that the module holds, tensors and hooks included, and stands in its place
+in a view of the tower; the user's module stays as it is.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,54 +26,51 @@ T = TypeVar("T", bound=Tower)
 SLOPE = 1.702
 
 
-class SelfAttention:
-    """The `forward` of an `nn.MultiheadAttention`, for the calls that Transformer blocks make.
+class LeanAttention(nn.MultiheadAttention):
+    """An `nn.MultiheadAttention` that projects queries, keys and values at once where it can."""
 
-    It reads the module's tensors when it is called, and leaves all other calls to the module.
-
-    Args:
-        module: whose place it takes.
-    """
-
-    def __init__(self, module: nn.MultiheadAttention) -> None:
-        self.module = module
-
-    def __call__(
+    def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the attention (B, L, C) over the states (B, L, C), and no weights."""
-        module = self.module
+        """Attend to the states (B, L, C) as blocks ask for it; other calls run as in torch.
+
+        Args:
+            query: like `key` and `value` the states.
+            key: as above.
+            value: as above.
+            *args: of torch's forward.
+            **options: likewise; `need_weights=False` and a float `attn_mask` (L, L) are known here.
+
+        Returns:
+            What was read (B, L, C), and no weights.
+        """
         mask = options.get("attn_mask")
         alone = query is key and key is value and query.ndim == 3
-        known = {"need_weights", "attn_mask"}.issuperset(options) and not args
-        masked = mask is None or (mask.ndim == 2 and mask.is_floating_point())
-        dropped = module.training and module.dropout
-        if not (alone and known and masked) or options.get("need_weights", True) or dropped:
-            attended: tuple[Tensor, Tensor | None] = module.forward(
+        known = not args and {"need_weights", "attn_mask"}.issuperset(options)
+        plain_mask = mask is None or (mask.ndim == 2 and mask.is_floating_point())
+        dropped = self.training and self.dropout > 0
+        if options.get("need_weights", True) or dropped or not (alone and known and plain_mask):
+            attended: tuple[Tensor, Tensor | None] = super().forward(
                 query, key, value, *args, **options
             )
             return attended
-        packed = F.linear(query, module.in_proj_weight, module.in_proj_bias)
-        q, k, v = rearrange(packed, "b l (three h d) -> three b h l d", three=3, h=module.num_heads)
+        packed = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = rearrange(packed, "b l (three h d) -> three b h l d", three=3, h=self.num_heads)
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         read = rearrange(read, "b h l d -> b l (h d)")
-        return F.linear(read, module.out_proj.weight, module.out_proj.bias), None
+        return F.linear(read, self.out_proj.weight, self.out_proj.bias), None
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    """Return x sigmoid(1.702 x), of which backward needs one tensor."""
-    return F.silu(SLOPE * x).mul_(1 / SLOPE)
+class LeanQuickGELU(nn.Module):
+    """CLIP's QuickGELU, of which backward needs one tensor."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x sigmoid(1.702 x).
 
-def _is_attention(module: nn.Module) -> bool:
-    return (
-        type(module) is nn.MultiheadAttention
-        and module.batch_first
-        and module.in_proj_weight is not None
-        and module.bias_k is None
-        and not module.add_zero_attn
-        and isinstance(module.out_proj, nn.Linear)
-    )
+        Args:
+            x: of any shape.
+        """
+        return F.silu(SLOPE * x).mul_(1 / SLOPE)
 
 
 def lean_parts(block: nn.Module) -> dict[str, object]:
@@ -84,38 +83,49 @@ def lean_parts(block: nn.Module) -> dict[str, object]:
     for name, part in block.named_modules():
         if "forward" in vars(part):
             replaced += (f"{name}." if name else "",)
-        elif not name or name.startswith(replaced):
-            continue
-        elif _is_attention(part):
-            changes[f"{name}.forward"] = SelfAttention(cast(nn.MultiheadAttention, part))
-        elif is_a(part, "open_clip", "QuickGELU") or is_a(
-            part, "transformers", "QuickGELUActivation"
-        ):
-            changes[f"{name}.forward"] = quick_gelu
+        elif name and not name.startswith(replaced):
+            lean = _lean_class(part)
+            if lean is not None:
+                changes[name] = _as(lean, part)
     return changes
 
 
-def with_lean_parts(tower: T, owned: Iterable[str]) -> T:
-    """Return a twin of a tower whose blocks are lean; the module stays as it is.
+def with_lean_parts(tower: T) -> T:
+    """Return a twin of a tower whose blocks are lean.
 
     Args:
         tower: the tower.
-        owned: names of tensors, below its module, that an adapter trains in its stead; a block
-            that holds one runs as it is.
 
     Returns:
         The twin, which is made for one run, or the tower itself where nothing would change.
     """
     names = {module: name for name, module in tower.module.named_modules()}
-    replaced = [f"{name}." if name else "" for m, name in names.items() if "forward" in vars(m)]
+    replaced = tuple(
+        f"{name}." if name else "" for module, name in names.items() if "forward" in vars(module)
+    )
     changes: dict[str, object] = {}
     for block in tower.blocks:
         prefix = f"{names[block.module]}."
-        own = any(name.startswith(prefix) for name in owned)
-        if not own and not prefix.startswith(tuple(replaced)):
-            changes |= {f"{prefix}{k}": v for k, v in lean_parts(block.module).items()}
+        if not prefix.startswith(replaced):
+            changes |= {f"{prefix}{name}": part for name, part in lean_parts(block.module).items()}
     if not changes:
         return tower
     twin = copy.copy(tower)
     twin.module = view_changing(tower.module, changes)
     return twin
+
+
+def _lean_class(part: nn.Module) -> type[nn.Module] | None:
+    if is_a(part, "open_clip", "QuickGELU") or is_a(part, "transformers", "QuickGELUActivation"):
+        return LeanQuickGELU
+    if type(part) is not nn.MultiheadAttention or not isinstance(part.out_proj, nn.Linear):
+        return None
+    own_projections = part.in_proj_weight is None or part.bias_k is not None or part.add_zero_attn
+    return LeanAttention if part.batch_first and not own_projections else None
+
+
+def _as(kind: type[nn.Module], part: nn.Module) -> nn.Module:
+    """Return a module of another class that is made of the very same things."""
+    lean = object.__new__(kind)
+    object.__setattr__(lean, "__dict__", part.__dict__)
+    return lean
