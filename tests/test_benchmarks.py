@@ -117,7 +117,7 @@ def test_half_precision_is_of_the_towers_alone(bench: Any) -> None:
 
 
 def test_parts_add_up_to_the_step(bench: Any) -> None:
-    one = case(bench, "bridged", memory="checkpointing")
+    one = case(bench, "bridged", memory="low")
     one.module.train()
     timings = bench.speed_parts.Timeline(one).run(rounds=2, warmups=1)
     whole = timings.pop("whole step").seconds

@@ -30,8 +30,10 @@ from typing import Any
 import torch
 from full_size import PAIRS
 from measuring import Timing, alternate, in_child, machine_line, peak_memory, table, write_json
-from speed_cases import FORWARD, MEMORY, PRECISIONS, STEP, WHAT, Case, Setting, build, load
+from speed_cases import FORWARD, PRECISIONS, STEP, WHAT, Case, Setting, build, load
 from speed_parts import Timeline
+
+from bridger.recomputing import LEVELS
 
 
 def settings(args: argparse.Namespace) -> Iterator[Setting]:
@@ -165,7 +167,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[Setting.batch])
     parser.add_argument("--expressions", type=int, nargs="+", default=[1], help="N")
     parser.add_argument("--precision", nargs="+", default=["f32"], choices=PRECISIONS)
-    parser.add_argument("--memory", nargs="+", default=["plain"], choices=MEMORY)
+    parser.add_argument("--memory", nargs="+", default=["fast"], choices=LEVELS)
     parser.add_argument("--compile", default="off", choices=("off", "on", "both"))
     parser.add_argument("--cases", nargs="+", default=list(WHAT), choices=list(WHAT))
     parser.add_argument("--measure", nargs="*", default=list(WAYS), choices=list(WAYS))

@@ -28,7 +28,6 @@ from bridger.towers import find_text_tower, find_vision_tower
 from bridger.towers.base import Tower, state_of, with_state
 
 PRECISIONS = ("f32", "bf16-autocast", "bf16-towers")
-MEMORY = ("plain", "checkpointing", "low", "balanced", "fast")
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class Setting:
         batch, expressions: B and N.
         precision: "f32"; "bf16-autocast", all under autocast; "bf16-towers", frozen towers in
             bfloat16 under whatever is trained in float32.
-        memory: "plain", "checkpointing", or what `BridgedModel.save_memory` takes; of the bridged
-            models alone.
+        memory: what `BridgedModel.save_memory` takes; of the bridged models alone.
         compiled: whether blocks, Bridgers and heads are.
         device: where it runs.
     """
@@ -54,7 +52,7 @@ class Setting:
     batch: int = 4
     expressions: int = 1
     precision: str = "f32"
-    memory: str = "plain"
+    memory: str = "fast"
     compiled: bool = False
     device: str = "cpu"
 
@@ -201,13 +199,7 @@ def bridged(towers: Towers, setting: Setting, **options: Any) -> BridgedModel:
     model = with_head(attach_bridgers(towers.vision, towers.text, **options))
     if setting.precision == "bf16-towers":
         model.bfloat16()
-    if setting.memory == "checkpointing":
-        model.activation_checkpointing_enable()
-    elif setting.memory != "plain":
-        save_memory = getattr(model, "save_memory", None)
-        if save_memory is None:
-            raise SystemExit(f"this bridger has no save_memory({setting.memory!r})")
-        save_memory(setting.memory)
+    model.save_memory(setting.memory)
     return model
 
 
