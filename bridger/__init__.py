@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bridger.attach import attach_bridgers as attach_bridgers
     from bridger.bridgers import BridgerConfig as BridgerConfig
     from bridger.encoder import BridgedEncoder as BridgedEncoder
+    from bridger.exporting import export as export
     from bridger.features import BridgedFeatures as BridgedFeatures
     from bridger.features import EncoderSpec as EncoderSpec
     from bridger.model import BridgedModel as BridgedModel
@@ -38,6 +39,7 @@ _HOMES = {
     "Prediction": "processing",
     "Processor": "processing",
     "attach_bridgers": "attach",
+    "export": "exporting",
     "etris": "",  # a module itself
     "generic_text": "towers",
     "generic_vision": "towers",
