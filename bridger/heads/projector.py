@@ -100,8 +100,9 @@ class Projector(Enlarger):
         # `fold` carries what a cell sends out, a convolution what it takes in: the kernel is
         # turned. Cells beyond the border send nothing, not even the bias of the 1x1 convolution.
         taps, sent_by_all = self.through_last(taps.flip(1))
-        cells = rearrange(self.enlarge(features, size), "b c h w -> b c (h w)")
-        sent = torch.baddbmm(rearrange(sent_by_all, "b k -> b k 1"), taps, cells)
-        logits = F.fold(sent, size, KERNEL, padding=KERNEL // 2)
+        # Channels stay last, as the alignment's tokens were: gradients come back in that order.
+        cells = rearrange(self.enlarge(features, size), "b c h w -> b (h w) c")
+        sent = torch.baddbmm(rearrange(sent_by_all, "b k -> b 1 k"), cells, taps.mT)
+        logits = F.fold(sent.mT, size, KERNEL, padding=KERNEL // 2)
         bias: Tensor = rearrange(made[:, -1], "b -> b 1 1")
         return rearrange(logits, "b 1 h w -> b h w") + bias
