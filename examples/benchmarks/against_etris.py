@@ -205,7 +205,7 @@ def alone(kind: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     case = Case(module, released, setting, cudnn=name != "etris")
     if kind == "largest":
         return case.largest_batch()
-    case.forward()  # what libraries load at their first call
+    case.two_steps()  # what libraries load, and keep of their own, at their first calls
     return asdict(peak_memory(case.two_steps, args.device))
 
 
