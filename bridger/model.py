@@ -257,7 +257,9 @@ class BridgedModel(ManagedAdapters):
 
         Pictures of a list that are asked about equal words, or about as many sentences, share
         forwards. It runs in eval mode and leaves every module in the mode that it had. Modes are
-        shared between threads: to predict in several at once, call `eval()` first.
+        shared between threads: to predict in several at once, call `eval()` first. Where further
+        sentences about a picture will come, `encoder.cache_prefix("memory")` spares them what
+        comes before the first Bridger.
 
         Args:
             image: a picture (PIL image, array, tensor or path), or a list of pictures.

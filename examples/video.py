@@ -3,7 +3,7 @@
     python examples/video.py                                   # makes a moving scene
     python examples/video.py --frames film.gif --adapter my-adapter --say "the dog" "the red ball"
 
-Frames are pictures: a list of them is answered in one call, one after the other. Several sentences
+Frames are pictures: a list of them is answered in one call, several in a forward. Several sentences
 about one frame share what the vision tower computes before the first Bridger, so that one call
 costs less than one call each. --frames takes an animated picture, or a folder of pictures in the
 order of their names, as written by `ffmpeg -i film.mp4 frames/%04d.png`.

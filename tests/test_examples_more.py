@@ -8,6 +8,7 @@ import runpy
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -117,6 +118,24 @@ def test_video_asks_one_sentence_of_all_frames_and_all_sentences_of_one(tmp_path
     for number, frame in enumerate(frames):
         frame.save(tmp_path / "frames" / f"{number:04d}.png")
     assert [f.tobytes() for f in read(tmp_path / "frames")] == [f.tobytes() for f in frames]
+
+
+@pytest.mark.slow
+def test_a_server_answers_several_clients_and_says_what_is_wrong(tmp_path: Path) -> None:
+    printed = run("serve.py", folder=tmp_path)
+    asked, equal = re.findall(r"(\d+) questions of 4 clients at once: (\d+) masks", printed)[0]
+    assert asked == equal and int(asked) > 10
+    assert (tmp_path / "served.png").is_file()
+
+    example = names_in("serve.py")
+    with example["serving"](BridgedModel.from_pretrained("tiny").eval()) as server:
+        for body, said, words in (
+            (b"no picture", ["the owl"], "cannot identify image"),
+            ((tmp_path / "served.png").read_bytes(), [], "at least one sentence"),
+        ):
+            with pytest.raises(HTTPError) as refused:
+                example["ask"](server.url, body, *said)
+            assert refused.value.code == 400 and words in json.load(refused.value)["error"]
 
 
 @pytest.mark.slow
