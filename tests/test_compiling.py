@@ -94,6 +94,7 @@ def test_tensors_inside_blocks_are_refused() -> None:
         model.compile(backend="eager")
 
 
+@pytest.mark.slow
 def test_a_tower_that_moves_after_compiling() -> None:
     model, pixels = model_of("open_clip_vit")
     with torch.no_grad():

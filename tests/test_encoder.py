@@ -395,6 +395,7 @@ def test_a_head_that_cannot_be_built_costs_the_chain_alone() -> None:
     bridged.with_head(ReferringSegmentationHead, width=64)(images(2, 32), ids(2))
 
 
+@pytest.mark.slow
 def test_the_interpreter_ends_quietly_with_an_encoder_attached() -> None:
     code = (
         "from helpers_towers import PAIRS, ids, images; from bridger import attach_bridgers;"

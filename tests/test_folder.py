@@ -177,6 +177,7 @@ def test_workers_and_copies_read_the_same(own: Path) -> None:
     assert [sample.key for sample in loaded] == [sample.key for sample in data]
 
 
+@pytest.mark.slow
 def test_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
     long = json.dumps({"image": "a.png", "sentence": "a", "polygons": [list(range(20_000))]})
     path = tmp_path / "train.jsonl"

@@ -217,6 +217,7 @@ def test_an_interrupt_anywhere_in_the_caller(pair: Pair) -> None:
     assert workers() <= before + 2
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_the_caller_waits() -> None:
     run_python("""
 import os, signal, threading, time, torch
@@ -263,6 +264,7 @@ assert same(list(pair(x, y)), expected) and workers() == 2
 """)
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_call_is_raised() -> None:
     out = run_python("""
 import sys

@@ -68,6 +68,7 @@ def test_an_error_in_the_bridge(pair: Pair, stage: int) -> None:
     check_error(pair, pair.bridges[stage], Boom("here"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("where", ["vision", "text", "bridge"])
 def test_every_kind_of_error(pair: Pair, kind: type[BaseException], where: str) -> None:

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("next_forward_is_right")
 # Fork, exit.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="no fork here")
 def test_fork() -> None:
     """Idle workers, in the middle of a forward, and from a DataLoader's worker."""
@@ -152,6 +153,7 @@ builtins.late = Late()  # dies in finalization
 # The compiler.
 
 
+@pytest.mark.slow
 def test_import_does_not_load_the_compiler() -> None:
     run_python("""
 import sys, torch
@@ -161,6 +163,7 @@ assert ("torch._dynamo" in sys.modules) == before
 """)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["blocks", *(pytest.param(w, marks=SLOW) for w in ("forwards", "towers", "model"))]
 )

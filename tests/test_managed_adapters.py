@@ -57,6 +57,7 @@ def plain(vision: nn.Module, text: nn.Module, pair: str) -> list[Tensor]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", EACH_PAIR)
 def test_what_is_set_gives_the_bits_of_what_is_loaded_alone(pair: str, tmp_path: Path) -> None:
     folders = {

@@ -333,6 +333,7 @@ def test_a_head_must_be_a_class_of_heads() -> None:
             encoder.with_head(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", sorted(PAIRS))
 def test_other_weights_of_the_same_towers_are_told(pair: str, tmp_path: Path) -> None:
     make(pair).save_pretrained(tmp_path)

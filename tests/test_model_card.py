@@ -250,6 +250,7 @@ def test_sizes_are_those_of_the_files(owls: Path) -> None:
     assert f"{size / 1e6:.2f} MB, {whole:,} numbers: {share:.2f} % of it and the towers" in text
 
 
+@pytest.mark.slow
 def test_what_it_holds_is_said(owls: Path, several: Path) -> None:
     _, text = split(write_card(owls, "anna/owls", licence="mit"))
     for said in (
@@ -316,6 +317,7 @@ def test_huggingface_hub_reads_it(owls: Path) -> None:
 # What it shows runs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "tiny-heads"])
 def test_its_code_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run

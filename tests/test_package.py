@@ -69,6 +69,7 @@ def test_public_names_are_there() -> None:
     assert not hasattr(bridger, "attach_bridger")
 
 
+@pytest.mark.slow
 def test_imports_and_helps_give_no_warning_and_ask_no_network() -> None:
     run = python("-W", "error", EVERYTHING)
     assert run.returncode == 0, run.stderr

@@ -86,6 +86,7 @@ def tuned(request: pytest.FixtureRequest, tmp_path: Path) -> Tuned:
     return Tuned(request.param, tmp_path)
 
 
+@pytest.mark.slow
 def test_layers_act_with_their_adapter_alone(tuned: Tuned) -> None:
     expected = {name: answers(tuned.load(name)) for name in tuned.folders}
     saved_as = {name: numbers(tuned.load(name)) for name in tuned.folders}

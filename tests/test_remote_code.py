@@ -179,6 +179,7 @@ class Bomb:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["open_clip:RN50:{}", "timm:resnet10t:{},tiny", "etris:{}", "tiny,transformers:{}"]
 )

@@ -71,6 +71,7 @@ def test_a_killed_run_resumes_to_the_same_bits(place: str, killed: Path, tmp_pat
     assert all(is_whole(path) for path in checkpoints.glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_best_step(tmp_path: Path) -> None:
     Run(str(tmp_path))()
     best, last = (tmp_path / "checkpoints" / f"checkpoint-{step}" for step in (4, 6))
@@ -143,6 +144,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> BridgerTrainer:
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "step", "saved"),
     [
@@ -174,6 +176,7 @@ def test_an_evaluation_that_ctrl_c_prevents_is_made_up_for(
     assert_same(adapter(Path(undisturbed.args.output_dir, last)), adapter(tmp_path / last))
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_an_epoch_evaluates_at_its_end_alone(tmp_path: Path) -> None:
     options = {"eval_strategy": "epoch", "save_strategy": "epoch"}  # an epoch has two steps
     whole = with_evaluations(tmp_path / "whole", **options)
@@ -215,6 +218,7 @@ def autocast_in_training(
     return seen[0]
 
 
+@pytest.mark.slow
 def test_each_training_of_a_model_has_its_own_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

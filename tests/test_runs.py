@@ -52,6 +52,7 @@ def run(scenes: Path, out: Path, recipe: Recipe = SMALL, **options: Any) -> None
     train(recipe, splits["t"], out, validation=splits["v"], **options).detach()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_logs_and_pictures(scenes: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run(scenes, tmp_path, SMALL.replace(report_to=("tensorboard",)))
@@ -83,6 +84,7 @@ def test_a_run_leaves_logs_and_pictures(scenes: Path, tmp_path: Path) -> None:
             assert opened.height > 4 * 300 and opened.width > 2 * 300
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(scenes: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         run(scenes, tmp_path / str(workers), workers=workers)
@@ -90,6 +92,7 @@ def test_workers_change_nothing(scenes: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "0" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_unfinished_checkpoints_are_none(scenes: Path, tmp_path: Path) -> None:
     unfinished = tmp_path / "checkpoints" / "checkpoint-2"
     unfinished.mkdir(parents=True)
@@ -103,6 +106,7 @@ def test_unfinished_checkpoints_are_none(scenes: Path, tmp_path: Path) -> None:
         run(scenes, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_recipe_s_metric_chooses(scenes: Path, tmp_path: Path) -> None:
     run(scenes, tmp_path, SMALL.replace(metric="oIoU"))
     history = json.loads((tmp_path / "history.json").read_text())
@@ -137,6 +141,7 @@ def test_metrics_are_refused_where_they_are_not_defined(meant: tuple[int, ...]) 
         assert names == [n for n in task.metrics if n in given or n not in GENERALIZED_METRICS]
 
 
+@pytest.mark.slow
 def test_evaluations_let_ctrl_c_of_other_processes_in(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,6 +303,7 @@ def outputs(model: BridgedModel) -> dict[str, Tensor]:
     return {name: head.logits for name, head in out.heads.items()}
 
 
+@pytest.mark.slow
 def test_some_heads_of_an_adapter_are_loaded(tmp_path: Path) -> None:
     model = trained(classes=0.5)
     expected = outputs(model)
@@ -321,6 +322,7 @@ def test_some_heads_of_an_adapter_are_loaded(tmp_path: Path) -> None:
             BridgedModel.from_pretrained(tmp_path, *PAIRS["open_clip_resnet"](), heads=wrong)
 
 
+@pytest.mark.slow
 def test_a_head_saved_alone_comes_back_to_its_bridgers(tmp_path: Path) -> None:
     model = trained(classes=0.5)
     expected = outputs(model)
@@ -351,6 +353,7 @@ def test_a_head_saved_alone_comes_back_to_its_bridgers(tmp_path: Path) -> None:
     assert all(torch.equal(t, found[name]) for name, t in outputs(model).items())
 
 
+@pytest.mark.slow
 def test_a_head_on_other_features_is_told_of(tmp_path: Path) -> None:
     model = trained()
     model.save_pretrained(tmp_path / "adapter")

@@ -123,6 +123,7 @@ def test_a_run_resumes_to_the_same_bits_and_keeps_the_best(
     assert history(resumed, f"eval_{metric}") == judged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CLASS_TASKS)
 def test_the_data_s_classes_are_in_recipe_and_adapter(
     task: str, data: Data, tmp_path: Path
@@ -141,6 +142,7 @@ def test_the_data_s_classes_are_in_recipe_and_adapter(
     assert Recipe.load(tmp_path / "recipe.json").differences(small(task)) == differing
 
 
+@pytest.mark.slow
 def test_classes_to_train_on_may_be_chosen(data: Data, tmp_path: Path) -> None:
     task, root = "semantic_segmentation", data("semantic_segmentation")
     known = get_task(task)
@@ -158,6 +160,7 @@ def test_classes_to_train_on_may_be_chosen(data: Data, tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_joint_text_trains_too(data: Data, tmp_path: Path) -> None:
     for task in CLASS_TASKS:
         head = {**HEADS[task], "text_mode": "joint", "templates": ("{}", "a {}")}
@@ -181,6 +184,7 @@ def test_a_fixed_list_is_always_asked_whole(data: Data, tmp_path: Path) -> None:
         model.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "detection"])
 def test_a_fixed_list_is_validated_and_judged_where_others_are_shown(
     task: str, data: Data, tmp_path: Path
@@ -261,6 +265,7 @@ def test_the_metric_of_classification_follows_the_labels(data: Data, tmp_path: P
     known.check(whole, several, known.open(tmp_path, "val"))
 
 
+@pytest.mark.slow
 def test_a_multi_label_table_trains_by_the_usual_recipe(data: Data, tmp_path: Path) -> None:
     pictures = get_task("classification").open(data("classification"), "train")
     for split in ("train", "val"):
@@ -390,6 +395,7 @@ def test_other_data_than_the_task_s_are_named(task: str, data: Data) -> None:
         assert said in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CLASS_TASKS)
 def test_train_says_what_it_learns_from(task: str, data: Data, tmp_path: Path, run: Run) -> None:
     small(task, steps=1, evaluations=1).save(tmp_path / "mine.json")
@@ -503,6 +509,7 @@ def gradients(model: BridgedModel) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 def test_the_summands_of_a_loss_are_logged(data: Data, tmp_path: Path) -> None:
     learn("detection", data("detection"), tmp_path, small("detection", evaluations=1))
     losses = history(tmp_path, "loss")

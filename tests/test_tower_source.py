@@ -156,6 +156,7 @@ def test_towers_and_copies_keep_the_name_of_what_they_hold(tmp_path: Path) -> No
     assert bridged(duplicate, duplicate).tower_source is None  # nothing says so
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_layers_of_peft_around_towers(whole: bool, tmp_path: Path) -> None:
     import peft

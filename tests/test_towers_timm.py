@@ -466,6 +466,7 @@ def test_stages_that_are_no_maps_are_refused_when_they_are_read() -> None:
         swin.read_map(0, torch.zeros(2, 12, 16, 16), (64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [

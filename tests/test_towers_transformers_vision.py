@@ -279,6 +279,7 @@ def test_dense_maps_use_the_adapters_tensors(name: str) -> None:
     assert own.grad is not None and own.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @EACH
 def test_bridged_they_change_nothing_at_first_and_teach_every_parameter_later(
     row: VisionRow,

@@ -28,6 +28,7 @@ def test_training_lowers_the_loss_and_leaves_the_towers_alone(tmp_path: Path) ->
     assert_same(towers, model.encoder.towers.state_dict())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path) -> None:
     whole = make_trainer(tmp_path / "whole")
     whole.train()
@@ -37,6 +38,7 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path) -> None:
     assert_same(numbers(whole.model), numbers(resumed.model))
 
 
+@pytest.mark.slow
 def test_recomputing_in_backward_ends_at_the_same_bits(tmp_path: Path) -> None:
     names = ("activation_checkpointing", "gradient_checkpointing")  # in 5.x, and before
     option = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
@@ -74,6 +76,7 @@ def test_evaluation_reports_its_loss_and_leaves_heads_out_of_predictions(tmp_pat
     assert seen == [(8, 1, 8, 8)]
 
 
+@pytest.mark.slow
 def test_the_best_adapter_by_the_score_is_kept(tmp_path: Path) -> None:
     seen: list[dict[str, Tensor]] = []
     scores = [0.1, 0.9, 0.3]
@@ -131,6 +134,7 @@ class PressCtrlC(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resuming_equals_the_whole_run(tmp_path: Path) -> None:
     whole = make_trainer(tmp_path / "whole")
     whole.train()

@@ -95,6 +95,7 @@ def test_an_average_is_an_adapter_of_its_own(tmp_path: Path) -> None:
     assert equal(answers(model), again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_heads_of_every_kind_are_averaged(name: str, tmp_path: Path) -> None:
     row = ROWS[name]
