@@ -98,6 +98,7 @@ class _Outside(nn.Module):
         return x + torch.from_numpy(x.detach().numpy().copy())
 
 
+@pytest.mark.slow
 def test_a_recording_that_missed_something_is_refused() -> None:
     model = model_of()
     model.heads["masks"].projector.register_forward_hook(lambda _, args, out: _Outside()(out))
