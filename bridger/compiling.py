@@ -18,8 +18,8 @@ from bridger.towers.views import view_changing
 T = TypeVar("T", bound=Tower)
 
 
-def compile_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of `torch.compile` for parts that see texts and pictures of all sizes.
+def for_all_sizes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `torch.compile` for blocks that see texts and pictures of all sizes.
 
     Sizes are symbols from the start, unless the caller says otherwise: blocks that share their
     code, as those of both towers may, would soon reach torch's limit of 8 versions, and then run

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bridger._etris_layout import ReleasedLayout
 from bridger.answering import ROWS_AT_ONCE, joined, predict_each, texts_by_head
-from bridger.compiling import compile_options
 from bridger.encoder import BridgedEncoder
 from bridger.features import BridgedFeatures, Mentions
 from bridger.heads import Head, HeadOutput
@@ -162,7 +161,7 @@ class BridgedModel(ManagedAdapters):
         """
         self.encoder.compile(**options)
         for head in self.heads.values():
-            head.compile(**compile_options(options))
+            head.compile(**options)
 
     @property
     def memory(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from bridger.bridgers import BridgerStack
-from bridger.compiling import CompiledBlocks, compile_options
+from bridger.compiling import CompiledBlocks, for_all_sizes
 from bridger.config import check_whole
 from bridger.prefix import LIMIT_BYTES, PrefixCache
 from bridger.recomputing import check_options, recompute, switch_off, switch_on
@@ -32,17 +32,17 @@ class SwitchedTowers(TunedTowers):
         what is loaded from a folder are not compiled.
 
         Args:
-            **options: of `torch.compile`, such as `mode="max-autotune"`. By default sizes are
-                symbols (`dynamic=True`), so that texts and pictures of all sizes share one
-                compilation.
+            **options: of `torch.compile`, such as `mode="max-autotune"`. By default blocks are
+                compiled for texts and pictures of all sizes at once (`dynamic=True`), Bridgers
+                and heads for the sizes that come.
 
         Raises:
             ValueError: the adapter trains tensors inside blocks, which compiled blocks do not see.
         """
-        owned, options = self._owned(), compile_options(options)
+        owned, of_blocks = self._owned(), for_all_sizes(options)
         self._compiled = (
-            CompiledBlocks(self.vision, owned["vision"], options),
-            CompiledBlocks(self.text, owned["text"], options),
+            CompiledBlocks(self.vision, owned["vision"], of_blocks),
+            CompiledBlocks(self.text, owned["text"], of_blocks),
         )
         for bridger in self.bridgers.stages if self.bridgers else ():
             bridger.compile(**options)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bridger.config import Config
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads import Head, HeadOutput, get_head, list_heads, register_head
+from bridger.heads.attention import Attention
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
 
@@ -114,3 +115,27 @@ def test_heads_load_no_heavy_libraries() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("source_width", [None, 12])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_torch_s(source_width: int | None, masked: bool) -> None:
+    torch.manual_seed(0)
+    ours = Attention(16, 4, 0.0, source_width)
+    torchs = nn.MultiheadAttention(16, 4, kdim=source_width, vdim=source_width, batch_first=True)
+    torchs.load_state_dict(ours.state_dict())
+    query, (key, value) = torch.randn(2, 5, 16), torch.randn(2, 2, 3, source_width or 16)
+    mask = torch.tensor([[True, True, False], [True, True, True]]) if masked else None
+    found = ours(query, key, value, mask)
+    padding = None if mask is None else ~mask
+    expected, _ = torchs(query, key, value, key_padding_mask=padding, need_weights=False)
+    torch.testing.assert_close(found, expected)
+
+
+def test_attention_starts_as_torch_s() -> None:
+    torch.manual_seed(0)
+    ours = Attention(16, 4, 0.1, 12).state_dict()
+    torch.manual_seed(0)
+    torchs = nn.MultiheadAttention(16, 4, 0.1, kdim=12, vdim=12, batch_first=True).state_dict()
+    assert list(ours) == list(torchs)
+    assert all(torch.equal(ours[name], torchs[name]) for name in ours)

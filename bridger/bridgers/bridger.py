@@ -122,7 +122,9 @@ class Bridger(nn.Module):
         dtype = self.text_in.weight.dtype
 
         # Zoom in. Whatever a tower leaves at padded tokens is gone from here on, gradients too.
-        v = rearrange(self.vision_in(vision.to(dtype), size), "b d h w -> b (h w) d")
+        v = self.vision_in(vision.to(dtype), size)
+        height, width = v.shape[-2:]  # of `size`; symbols that the compiler need not divide
+        v = rearrange(v, "b d h w -> b (h w) d")
         t = self.text_in(_clear(tokens.to(dtype), padding))
 
         # Interact.
@@ -135,9 +137,8 @@ class Bridger(nn.Module):
 
         # Zoom out.
         v, t = self.vision_out_norm(v), self.text_out_norm(t)
-        v = self.vision_out(
-            rearrange(v, "b (h w) d -> b d h w", h=size[0]), (vision.shape[-2], vision.shape[-1])
-        )
+        v = rearrange(v, "b (h w) d -> b d h w", h=height, w=width)
+        v = self.vision_out(v, (vision.shape[-2], vision.shape[-1]))
         if self.text_out is None:
             return v.to(vision.dtype), None, new_carry
         t = _clear(self.text_out(t), padding)

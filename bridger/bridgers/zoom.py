@@ -151,7 +151,8 @@ def stride_ratio(stride: int, other: int) -> tuple[int, bool]:
 def target_size(image_size: Size, zoom_stride: int) -> Size:
     """Return the size of the maps that Bridgers work on: the image's, divided and rounded up."""
     height, width = image_size
-    return -(-height // zoom_stride), -(-width // zoom_stride)
+    # Not as -(-h // s), of which the compiler's algebra makes nothing.
+    return (height + zoom_stride - 1) // zoom_stride, (width + zoom_stride - 1) // zoom_stride
 
 
 def _pad_to_whole_kernels(x: Tensor, kernel: int) -> Tensor:

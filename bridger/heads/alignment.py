@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.heads.attention import Attention
 from bridger.heads.layers import SingleKeyAttention, conv_bn_relu, map_zoom
 from bridger.heads.positions import coordinates, grid_code, sequence_code
 from bridger.recomputing import Recomputing
@@ -179,16 +180,14 @@ class AlignmentLayer(Recomputing):
     ) -> None:
         super().__init__()
         self.norm_self_in = nn.LayerNorm(width)
-        self.self_attn = nn.MultiheadAttention(width, num_heads, dropout, batch_first=True)
+        self.self_attn = Attention(width, num_heads, dropout)
         self.norm_self_out = nn.LayerNorm(width)
         # Over a single key the query, and what normalises it, has no effect.
         self.norm_cross_in = nn.LayerNorm(width).requires_grad_(not single_key)
         self.cross_attn: nn.Module = (
             SingleKeyAttention(text_width, width)
             if single_key
-            else nn.MultiheadAttention(
-                width, num_heads, dropout, kdim=text_width, vdim=text_width, batch_first=True
-            )
+            else Attention(width, num_heads, dropout, text_width)
         )
         self.norm_cross_out = nn.LayerNorm(width)
         self.norm_ffn = nn.LayerNorm(width)
@@ -218,7 +217,7 @@ class AlignmentLayer(Recomputing):
         """
         hidden = self.norm_self_in(cells)
         query = hidden + grid
-        attended, _ = self.self_attn(query, query, hidden, need_weights=False)
+        attended = self.self_attn(query, query, hidden)
         cells = cells + self.dropout(self.norm_self_out(attended))
 
         attended = self._read(self.norm_cross_in(cells) + grid, text, text_keys, text_mask)
@@ -232,5 +231,5 @@ class AlignmentLayer(Recomputing):
         if isinstance(self.cross_attn, SingleKeyAttention):
             read = self.cross_attn(text)  # (B, 1, D): the same at every position
         else:
-            read, _ = self.cross_attn(query, keys, text, key_padding_mask=~mask, need_weights=False)
+            read = self.cross_attn(query, keys, text, mask)
         return read
