@@ -161,3 +161,8 @@ def refuse_what_threads_cannot_see() -> None:
         f"A bridged forward was called inside {reason}. It runs its two towers in threads of their "
         f"own, which {reason} does not see, so that results would be wrong: {advice}."
     )
+
+
+def operations_are_watched() -> bool:
+    """Whether a dispatch mode sees every operation: fake tensors, recordings, counters."""
+    return bool(_python_dispatch._get_current_dispatch_mode_stack())

@@ -54,9 +54,15 @@ class CompiledBlocks:
                     f"compiled blocks would run without the adapter's own {name!r}: compile "
                     "encoders whose trainable= names no tensor inside a block"
                 )
+        self._options = options
+        self._compile(tower)
+
+    def _compile(self, tower: Tower) -> None:
+        names = {module: name for name, module in tower.module.named_modules()}
+        self._made_of = _parts(tower)
         self._forwards: dict[str, Callable[..., Any]] = {
             f"{names[block.module]}.forward": torch.compile(
-                view_changing(block.module, lean_parts(block.module)).forward, **options
+                view_changing(block.module, lean_parts(block.module)).forward, **self._options
             )
             for block in tower.blocks
         }
@@ -64,8 +70,15 @@ class CompiledBlocks:
     def of(self, tower: T) -> T:
         """Return a twin of the tower that runs compiled; the user's module stays as it is.
 
-        It is made for one run, so that it shares what the module holds at that time.
+        It is made for one run, so that it shares what the module holds at that time. Where blocks
+        hold other modules than before (layers of peft), they are compiled anew.
         """
+        if _parts(tower) != self._made_of:
+            self._compile(tower)
         twin = copy.copy(tower)
         twin.module = view_changing(tower.module, self._forwards)
         return twin
+
+
+def _parts(tower: Tower) -> list[nn.Module]:
+    return [part for block in tower.blocks for part in block.module.modules()]

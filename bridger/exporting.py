@@ -59,7 +59,7 @@ def export(
     Raises:
         RuntimeError: a tower or the head decides by numbers in tensors what to do (heads that find
             boxes do), or the recording does not give what the model gives.
-        ValueError: the model has a prefix cache.
+        ValueError: the model has a prefix cache, or is compiled.
     """
     name = model.head_name(head)
     if model.encoder.prefix_cache is not None:
@@ -67,6 +67,8 @@ def export(
             "what a prefix cache holds would become a part of the program: call "
             "model.encoder.cache_prefix(None) first"
         )
+    if model.encoder._compiled is not None:
+        raise ValueError("a compiled model cannot be recorded: export it before compile()")
     example = {"pixel_values": pixel_values, "input_ids": input_ids}
     if attention_mask is not None:
         example["attention_mask"] = attention_mask

@@ -165,7 +165,7 @@ class BridgedModel(ManagedAdapters):
 
     @property
     def memory(self) -> str:
-        """How much memory training takes; see `save_memory`."""
+        """What of `save_memory` acts: "low" where blocks of a tower recompute, and so on."""
         if self.encoder.recomputing:
             return "low"
         return "balanced" if any(map(is_recomputing, self.modules())) else "fast"

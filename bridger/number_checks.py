@@ -38,11 +38,13 @@ def refuse_if(wrong: Tensor, explain: Callable[[], Exception]) -> None:
 
     Raises:
         Exception: what `explain` returns: at once on a CPU and where gradients are off, otherwise
-            in this or a later check.
+            in this or a later check, or in `settle`.
     """
     if torch.compiler.is_compiling():
         return
-    if wrong.device.type != "cuda" or not torch.is_grad_enabled():
+    if not answers_later(wrong):
+        if wrong.is_cuda:
+            settle()
         if bool(wrong):
             raise explain()
         return
@@ -52,19 +54,31 @@ def refuse_if(wrong: Tensor, explain: Callable[[], Exception]) -> None:
     ready.record(torch.cuda.current_stream(wrong.device))
     with _lock:
         _outstanding.append(_Outstanding(ready, answer, explain))
-        found = _first_wrong()
-    if found is not None:
-        raise found
+    _raise_first(wait=False)
 
 
-def _first_wrong() -> Exception | None:
-    """Take the answers that are there, and return the error of the first that is true."""
-    while _outstanding:
-        oldest = _outstanding[0]
-        if len(_outstanding) <= AT_MOST and not oldest.ready.query():
-            return None
-        oldest.ready.synchronize()
-        _outstanding.popleft()
-        if bool(oldest.wrong):
-            return oldest.explain()
-    return None
+def answers_later(tensor: Tensor) -> bool:
+    """Whether a check of this tensor's numbers is answered later: on a GPU, in training."""
+    return tensor.is_cuda and torch.is_grad_enabled()
+
+
+def settle() -> None:
+    """Wait for all answers that are outstanding.
+
+    Raises:
+        Exception: of the first check that was right to refuse; later ones are dropped.
+    """
+    _raise_first(wait=True)
+
+
+def _raise_first(wait: bool) -> None:
+    with _lock:
+        while _outstanding:
+            oldest = _outstanding[0]
+            if not wait and len(_outstanding) <= AT_MOST and not oldest.ready.query():
+                return
+            oldest.ready.synchronize()
+            _outstanding.popleft()
+            if bool(oldest.wrong):
+                _outstanding.clear()
+                raise oldest.explain()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_conformance import SMALL, changed, features, trace
+from helpers_conformance import SMALL, changed, close, features, trace
 from helpers_towers import PAIRS, ids, images, pictures
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridger import BridgedModel, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
@@ -115,3 +115,19 @@ def test_a_tower_that_changes_its_blocks_says_so() -> None:
     encoder.compile(backend="eager")
     with pytest.raises(ValueError, match="is compiled, but this tower's call changes something"):
         encoder(images(2, 56), ids(2))
+
+
+def test_blocks_that_got_other_layers_are_compiled_anew() -> None:
+    vision, text = PAIRS["open_clip_vit"]()
+    encoder = attach_bridgers(vision, text, 2, SMALL).eval()
+    batch = images(2), ids(2)
+    with torch.no_grad():
+        before = encoder(*batch).maps[-1]
+        encoder.compile(backend="eager")
+        close(encoder(*batch).maps[-1], before)
+        mlp: Any = encoder.vision.blocks[1].module.mlp
+        mlp.c_fc = nn.Sequential(mlp.c_fc, nn.Tanh())
+        other = encoder(*batch).maps[-1]
+        assert not torch.allclose(other, before, atol=1e-3)
+        encoder._compiled = None
+        close(other, encoder(*batch).maps[-1])

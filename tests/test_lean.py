@@ -116,3 +116,10 @@ def first(result: object) -> Tensor:
     while not isinstance(result, Tensor):
         result = result[0]  # type: ignore[index]
     return result
+
+
+def test_a_block_that_the_user_compiled_stays_compiled() -> None:
+    tower = find_vision_tower(open_clip_vit())
+    for block in tower.blocks:
+        block.module.compile(backend="eager")
+    assert with_lean_parts(tower) is tower

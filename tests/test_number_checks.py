@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from bridger.heads.positions import coordinates, grid_code, sequence_code
 from bridger.number_checks import refuse_if
@@ -56,3 +57,10 @@ def test_position_codes_are_computed_once_and_serve_training_too() -> None:
         (weight * one).sum().backward()
         assert weight.grad is not None and torch.equal(weight.grad, one)
     assert sequence_code(6, 6) is not first[0] and len(sequence_code(6, 6)) == 6
+
+
+def test_position_codes_of_fake_tensors_are_fake() -> None:
+    sequence_code(5, 10)
+    with FakeTensorMode():
+        assert isinstance(sequence_code(5, 10), FakeTensor)
+    assert not isinstance(sequence_code(5, 10), FakeTensor)

@@ -425,6 +425,7 @@ def test_a_folder_serves_another_process(batch: tuple[Tensor, Tensor], tmp_path:
             lambda: changed(attach_bridgers((c := open_clip_vit(seed=1)).visual, c, STAGES, SMALL)),
             "weights is",
         ),
+        (lambda: with_gelu(bridged()), "build is"),
     ],
 )
 def test_a_folder_of_other_towers_is_refused(
@@ -468,6 +469,13 @@ def test_a_file_that_was_left_empty_is_written_anew(
     assert counts(cache) == (5, 1) and broken.stat().st_size > 0
 
 
+def with_gelu(encoder: BridgedEncoder) -> BridgedEncoder:
+    """Let a tower with the same weights compute something else."""
+    for block in encoder.vision.blocks:
+        block.module.mlp.gelu = nn.GELU().eval()  # type: ignore[union-attr]
+    return encoder
+
+
 # What is refused.
 
 
@@ -500,6 +508,16 @@ def test_what_only_a_run_shows_is_refused_by_it(
             encoder(*batch)
         with pytest.raises(ValueError, match="something trained acts in it"):
             encoder(*batch)
+
+
+def test_what_the_adapter_owns_is_refused_where_it_is_not_trained_either(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    encoder = bridged(trainable=["vision.conv1.*"])
+    encoder.tower_tensors.requires_grad_(False)
+    cached(encoder)
+    with pytest.raises(ValueError, match="something trained acts in it"):
+        encoder(*batch)
 
 
 def test_towers_that_change_after_switching_on_are_refused(batch: tuple[Tensor, Tensor]) -> None:

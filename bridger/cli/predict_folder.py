@@ -57,6 +57,7 @@ def answer_folder(args: argparse.Namespace) -> None:
                 _write(stream, _record(asked, item, result, args))
             done += len(batch)
             counter(done + len(broken), len(names))
+    counter(done + len(broken), len(names))
     if broken:
         raise ValueError(
             f"{len(broken)} of {len(names)} pictures could not be read, {broken[0]} among them"

@@ -10,6 +10,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from bridger._thread_state import operations_are_watched
+
 BASE = 10000.0
 KEPT = 64
 """Codes that are kept: pictures of several sizes and texts of all lengths have one each."""
@@ -20,14 +22,14 @@ P = ParamSpec("P")
 def computed_once(code: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Keep what a function of sizes and a device returns; it must not be written to.
 
-    Compiled code computes it itself, and what is no plain tensor (a fake one, of a trial run)
-    belongs to its caller alone.
+    Compiled code computes it itself, and so does what runs under a mode that watches or replaces
+    operations: tensors that are fake, or belong to a recording, are their caller's alone.
     """
     kept: dict[tuple[object, ...], Tensor] = {}
 
     @wraps(code)
     def known(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or operations_are_watched():
             return code(*args, **kwargs)
         key = (*args, *kwargs.items(), torch.get_default_device())
         found = kept.get(key)
@@ -35,10 +37,9 @@ def computed_once(code: Callable[P, Tensor]) -> Callable[P, Tensor]:
             # What inference mode makes could never take part in training.
             with torch.inference_mode(False), torch.no_grad():
                 found = code(*args, **kwargs)
-            if type(found) is Tensor:
-                if len(kept) >= KEPT:
-                    kept.clear()
-                kept[key] = found
+            if len(kept) >= KEPT:
+                kept.clear()
+            kept[key] = found
         return found
 
     return known

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bridger.heads.losses import check_range, mask_targets, soft_dice
 from bridger.labels import BACKGROUND, IGNORE, check_tensor
-from bridger.number_checks import refuse_if
+from bridger.number_checks import answers_later, refuse_if
 
 
 def label_targets(
@@ -177,4 +177,4 @@ def _known_classes(labels: Tensor, classes: int, real: Tensor | None) -> Tensor:
         )
 
     refuse_if(wrong.any(), explain)
-    return labels.masked_fill(wrong, IGNORE) if labels.is_cuda else labels
+    return labels.masked_fill(wrong, IGNORE) if answers_later(labels) else labels

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bridger.disabling import disabled, is_disabled
 from bridger.features import TextFeatures
-from bridger.prefix.keys import checksum, row_keys
+from bridger.prefix.keys import build_of, checksum, row_keys
 from bridger.prefix.rules import (
     INSTEAD,
     prefixes_of,
@@ -124,6 +124,7 @@ class PrefixCache:
             "tower": prefix.tower.label(),
             "block": prefix.name,
             "dtype": str(self._dtype),
+            "build": build_of(prefix.modules),
             "weights": checksum(prefix.tensors()),
         }
 
@@ -199,6 +200,8 @@ def _try(
             output = prefix.reach(run.tower, run.inputs, run.tensors)
             twin: dict[str, Any] = {side: prefix.skipping(run.tower, output)}
             found = _run_alone(encoder, ready._replace(**twin), one)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{label} cannot be run on from what its {prefix.name!r} gave: {error}. {INSTEAD}"
@@ -237,7 +240,11 @@ def _outputs(run: _Run) -> list[Any]:
     with torch.inference_mode(False), torch.enable_grad():
         first = [tensor[:1].detach() for tensor in run.inputs]
         rows = [[tensor.repeat_interleave(n, dim=0) for tensor in first] for n in (1, 2)]
-        return [run.prefix.reach(run.tower, inputs, run.tensors) for inputs in rows]
+        # What the adapter owns shows itself, whether or not it is trained at the moment.
+        owned = {
+            k: v.detach().requires_grad_(v.is_floating_point()) for k, v in run.tensors.items()
+        }
+        return [run.prefix.reach(run.tower, inputs, owned) for inputs in rows]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

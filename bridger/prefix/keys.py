@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from bridger.recomputing import FLAGS
 
 LANES, ROWS_AT_ONCE = 4, 8
 
@@ -38,6 +40,25 @@ def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def build_of(modules: Mapping[str, nn.Module]) -> str:
+    """Return a digest of what modules are beside their tensors: classes, and plain attributes.
+
+    Two towers may hold the same weights and compute other things: activations, numbers of heads,
+    the epsilons of norms.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, module in modules.items():
+        plain = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if not key.startswith("_")
+            and key not in ("training", "name_or_path", *FLAGS)
+            and isinstance(value, (bool, int, float, str, tuple, type(None)))
+        }
+        digest.update(f"{name} {type(module).__name__} {module.extra_repr()} {plain}".encode())
     return digest.hexdigest()
 
 

@@ -76,12 +76,13 @@ class LeanQuickGELU(nn.Module):
 def lean_parts(block: nn.Module) -> dict[str, object]:
     """Return the changes, for `view_changing`, that make a block's parts lean.
 
-    What stands in a module with a `forward` of its own (accelerate's offloading) stays as it is.
+    What stands in a module that others changed (accelerate's offloading, a compilation of the
+    user's) stays as it is.
     """
     changes: dict[str, object] = {}
     replaced: tuple[str, ...] = ()
     for name, part in block.named_modules():
-        if "forward" in vars(part):
+        if _is_changed(part):
             replaced += (f"{name}." if name else "",)
         elif name and not name.startswith(replaced):
             lean = _lean_class(part)
@@ -101,7 +102,7 @@ def with_lean_parts(tower: T) -> T:
     """
     names = {module: name for name, module in tower.module.named_modules()}
     replaced = tuple(
-        f"{name}." if name else "" for module, name in names.items() if "forward" in vars(module)
+        f"{name}." if name else "" for module, name in names.items() if _is_changed(module)
     )
     changes: dict[str, object] = {}
     for block in tower.blocks:
@@ -113,6 +114,10 @@ def with_lean_parts(tower: T) -> T:
     twin = copy.copy(tower)
     twin.module = view_changing(tower.module, changes)
     return twin
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 def _lean_class(part: nn.Module) -> type[nn.Module] | None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridger.number_checks import refuse_if
+from bridger.number_checks import answers_later, refuse_if
 from bridger.towers.base import Tower, shown, state_of, with_state
 
 ANY_LENGTH = 1_000_000_000
@@ -60,6 +60,9 @@ class TextTower(Tower):
             ValueError: wrong shape or dtype, too long, ids out of range, no real token.
         """
         self._check_ids(input_ids)
+        if answers_later(input_ids):
+            # A look into the embeddings beyond their end would end the process first.
+            input_ids = input_ids.clamp(0, self.vocab_size - 1)
         if attention_mask is None:
             return self.pad(input_ids, self.default_mask(input_ids))
         self.check_end(input_ids)

@@ -18,6 +18,7 @@ from bridger import adapter_files, checkpoint
 from bridger.config import did_you_mean
 from bridger.features import Mentions
 from bridger.model import BridgedModel
+from bridger.number_checks import settle
 from bridger.sharded import gathered
 from bridger.training import distributed
 from bridger.training.batch_norm import synchronized_batch_norm
@@ -126,6 +127,7 @@ class BridgerTrainer(Trainer):  # type: ignore[misc]
         with self.interruption.watching(), synchronized, own_forward(model):
             try:
                 result = super().train(resume_from_checkpoint or None, **kwargs)
+                settle()
                 if self.interruption.agreed(device):
                     raise KeyboardInterrupt
             except KeyboardInterrupt:
