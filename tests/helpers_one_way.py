@@ -10,6 +10,7 @@ from helpers_towers import fill, open_clip_vit
 from torch import Tensor, nn
 
 from bridger import BridgedEncoder, BridgerConfig, attach_bridgers
+from bridger.towers.lean import with_lean_parts
 
 STAGES = [(0, None), (2, None), (3, None)]  # the towers have four blocks
 
@@ -64,7 +65,7 @@ def by_hand(encoder: BridgedEncoder, pixels: Tensor, words: Tensor, n: int = 1) 
         words: (B*n, L).
         n: expressions per image.
     """
-    text: Any = encoder.text.module
+    text: Any = with_lean_parts(encoder.text).module  # other products, other last bits
     vision: Any = encoder.vision.module
     assert encoder.bridgers is not None
     x = text.token_embedding(words) + text.positional_embedding[: words.shape[1]]

@@ -194,17 +194,31 @@ class MultiheadAttention(nn.Module):
         bias_q, bias_kv = self.in_proj_bias.tensor_split([query.shape[-1]])
         q = F.linear(query, weight_q, bias_q)
         k, v = F.linear(source, weight_kv, bias_kv).chunk(2, dim=-1)
-        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.num_heads) for x in (q, k, v))
-        read = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if source_mask is None else rearrange(source_mask, "b k -> b 1 1 k"),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        read = rearrange(read, "b h n d -> b n (h d)")
-        out: Tensor = self.out_proj(read)
+        dropout = self.dropout if self.training else 0.0
+        out: Tensor = self.out_proj(attend(q, k, v, self.num_heads, source_mask, dropout))
         return out
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """Read projected values by projected queries and keys.
+
+    Args:
+        query: (B, Q, D).
+        key: (B, K, D).
+        value: (B, K, D).
+        num_heads: heads.
+        mask: (B, K), true where a value may be read; at least one per row.
+        dropout: probability on the attention weights.
+
+    Returns:
+        What was read (B, Q, D), not projected yet.
+    """
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=num_heads) for x in (query, key, value))
+    mask = None if mask is None else rearrange(mask, "b k -> b 1 1 k")
+    read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return rearrange(read, "b h n d -> b n (h d)")
 
 
 class _SelfAttention(nn.Module):

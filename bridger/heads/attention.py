@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+
+from bridger.bridgers.interactor import attend
 
 
 class Attention(nn.MultiheadAttention):
@@ -50,14 +51,6 @@ class Attention(nn.MultiheadAttention):
         q = F.linear(query, weight_q, bias_q)
         k = F.linear(key, weight_k, bias_k)
         v = F.linear(value, weight_v, bias_v)
-        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.num_heads) for x in (q, k, v))
-        read = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if mask is None else rearrange(mask, "b k -> b 1 1 k"),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        read = rearrange(read, "b h n d -> b n (h d)")
-        out: Tensor = self.out_proj(read)
+        dropout = self.dropout if self.training else 0.0
+        out: Tensor = self.out_proj(attend(q, k, v, self.num_heads, mask, dropout))
         return out

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import logging
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from measuring import cpu_name
+from measuring import cpu_name, random_clip
 from torch import Tensor, nn
 
 from bridger import BridgedModel, attach_bridgers
@@ -54,12 +53,11 @@ def towers(small: bool) -> Any:
     """open_clip's CLIP with random weights."""
     import open_clip
 
-    logging.disable(logging.WARNING)  # "no pretrained weights"
     torch.manual_seed(0)
     if small:
         clip = open_clip.CLIP(128, SMALL["vision_cfg"], SMALL["text_cfg"], quick_gelu=True)
     else:
-        clip = open_clip.create_model("ViT-B-16-quickgelu")
+        clip = random_clip("ViT-B-16-quickgelu")
     return clip.eval().requires_grad_(False)
 
 

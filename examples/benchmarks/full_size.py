@@ -10,7 +10,6 @@ defaults, AdamW, float32. Memory is the process's largest resident set, the towe
 from __future__ import annotations
 
 import argparse
-import logging
 import resource
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import random_clip
 
 from bridger import attach_bridgers
 from bridger.heads import ReferringSegmentationHead
@@ -32,10 +32,7 @@ Pair = Callable[[], tuple[Any, Any, int]]
 
 def of_open_clip(name: str) -> tuple[Any, Any, int]:
     """Both towers of one model, and the side of its pictures."""
-    import open_clip
-
-    logging.disable(logging.WARNING)  # "no pretrained weights"
-    clip: Any = open_clip.create_model(name)
+    clip = random_clip(name)
     size = clip.visual.image_size
     return clip.visual, clip, size if isinstance(size, int) else size[0]
 

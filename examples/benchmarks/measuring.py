@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import logging
 import os
 import platform
 import statistics
@@ -214,6 +215,18 @@ def largest(fits: Callable[[int], bool], limit: int = 4096, within: float = 0.0)
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good
+
+
+def random_clip(name: str, **options: Any) -> Any:
+    """Build one of open_clip's models with random weights, of which it would warn."""
+    import open_clip
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(name, **options)
+    finally:
+        logging.disable(before)
 
 
 def in_child(script: str, arguments: Sequence[str]) -> Any:

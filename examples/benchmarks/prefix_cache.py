@@ -14,13 +14,12 @@ picture and its sentence.
 from __future__ import annotations
 
 import argparse
-import logging
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import alternate, machine_line, table, write_json
+from measuring import alternate, machine_line, random_clip, table, write_json
 
 from bridger import BridgedModel, attach_bridgers
 from bridger.heads import ReferringSegmentationHead
@@ -37,12 +36,11 @@ def build(small: bool, device: str) -> BridgedModel:
     """Return a model on open_clip's CLIP with random weights, in train mode."""
     import open_clip
 
-    logging.disable(logging.WARNING)  # "no pretrained weights"
     torch.manual_seed(0)
     if small:
         clip: Any = open_clip.CLIP(128, SMALL["vision_cfg"], SMALL["text_cfg"], quick_gelu=True)
     else:
-        clip = open_clip.create_model("ViT-B-16", force_quick_gelu=True)
+        clip = random_clip("ViT-B-16", force_quick_gelu=True)
     encoder = attach_bridgers(clip.visual, clip, 3)
     return encoder.with_head(ReferringSegmentationHead).to(device)
 

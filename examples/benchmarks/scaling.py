@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ import numpy as np
 import psutil
 import torch
 from adapters import SMALL
-from measuring import Timing, alternate, machine_line, table, write_json
+from measuring import Timing, alternate, machine_line, random_clip, table, write_json
 from speed_cases import Case, Setting, Towers, bridged, load
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,14 +65,6 @@ def small_clip(width: int) -> Any:
     return open_clip.CLIP(128, vision, text, quick_gelu=True)
 
 
-def large_clip(name: str) -> Any:
-    """Build one of open_clip's, with random weights."""
-    import open_clip
-
-    logging.disable(logging.WARNING)  # "no pretrained weights"
-    return open_clip.create_model(name)
-
-
 QUICK = Scale(
     Setting(small=True, batch=1),
     sizes=(64, 96, 128),
@@ -91,7 +82,7 @@ WHOLE = Scale(
     stages=(1, 2, 3, 4, 6, 12),
     widths=(16, 32, 64, 128, 256),
     towers={
-        name: (gigabytes, partial(large_clip, name))
+        name: (gigabytes, partial(random_clip, name))
         for name, gigabytes in {"ViT-B-16": 3, "ViT-L-14": 5, "ViT-H-14": 9}.items()
     },
 )
