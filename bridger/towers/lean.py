@@ -106,8 +106,9 @@ def with_lean_parts(tower: T) -> T:
     )
     changes: dict[str, object] = {}
     for block in tower.blocks:
-        prefix = f"{names[block.module]}."
-        if not prefix.startswith(replaced):
+        prefix = f"{names.get(block.module, '')}."
+        # A block that was taken out of the tower is missed, and named, when it does not run.
+        if block.module in names and not prefix.startswith(replaced):
             changes |= {f"{prefix}{name}": part for name, part in lean_parts(block.module).items()}
     if not changes:
         return tower
