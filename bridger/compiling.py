@@ -65,6 +65,7 @@ class CompiledBlocks:
                 view_changing(block.module, lean_parts(block.module)).forward, **self._options
             )
             for block in tower.blocks
+            if block.module in names  # what was taken out is missed when it does not run
         }
 
     def of(self, tower: T) -> T:
