@@ -45,8 +45,8 @@ def answer_folder(args: argparse.Namespace) -> None:
     _check_places(folder, places, names)
     model = load_model(asked.adapter, args)
     broken: list[Path] = []
-    counter, done = Counter("pictures"), 0
-    counter(done, len(names))
+    counter, done, counted = Counter("pictures"), 0, 0
+    counter(counted, len(names))
     into = args.json
     with _lines(args) as stream:
         for batch in _batches(folder, names, broken, max(1, len(asked.words or ()))):
@@ -56,8 +56,10 @@ def answer_folder(args: argparse.Namespace) -> None:
             for item, result in zip(batch, results, strict=True):
                 _write(stream, _record(asked, item, result, args))
             done += len(batch)
-            counter(done + len(broken), len(names))
-    counter(done + len(broken), len(names))
+            counted = done + len(broken)
+            counter(counted, len(names))
+    if counted < len(names):  # the last ones were broken
+        counter(len(names), len(names))
     if broken:
         raise ValueError(
             f"{len(broken)} of {len(names)} pictures could not be read, {broken[0]} among them"
