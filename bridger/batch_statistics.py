@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -95,6 +94,4 @@ def _twin(tower: T, copies: Mapping[str, Tensor], stand_in: StandIn | None) -> T
     module = tower.module
     if stand_in is not None:
         module = view_changing(module, {n: stand_in(module.get_submodule(n)) for n in norms})
-    twin = copy.copy(tower)
-    twin.module = by_the_batch(module, norms)
-    return twin
+    return tower.running(by_the_batch(module, norms))

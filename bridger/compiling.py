@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -76,9 +75,7 @@ class CompiledBlocks:
         """
         if _parts(tower) != self._made_of:
             self._compile(tower)
-        twin = copy.copy(tower)
-        twin.module = view_changing(tower.module, self._forwards)
-        return twin
+        return tower.running(view_changing(tower.module, self._forwards))
 
 
 def _parts(tower: Tower) -> list[nn.Module]:

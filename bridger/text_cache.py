@@ -20,6 +20,7 @@ from torch import Tensor
 from bridger.disabling import is_disabled
 from bridger.encoder import BridgedEncoder
 from bridger.features import TextFeatures
+from bridger.tensor_state import same_state, version_of
 
 CACHE_BYTES = 256 * 2**20
 """So much is kept of each encoder's texts at most, on their device; the oldest go first."""
@@ -44,7 +45,7 @@ class TextCache:
 
     def holds(self, encoder: BridgedEncoder) -> bool:
         """Whether the encoder would still read what is kept."""
-        if not _same(self.state, _state(encoder)):
+        if not same_state(self.state, _state(encoder)):
             return False
         if self._first is None:
             return True
@@ -93,13 +94,5 @@ def _state(encoder: BridgedEncoder) -> list[tuple[Any, ...]]:
     tensors: list[Tensor] = []
     for module in (encoder.text.module, encoder.tower_tensors):
         tensors += [*module.parameters(), *module.buffers()]
-    # Made in inference mode, tensors count no versions.
-    versions = [(t, t.dtype, t.device, -1 if t.is_inference() else t._version) for t in tensors]
+    versions = [(t, t.dtype, t.device, version_of(t)) for t in tensors]
     return [(is_disabled(encoder),), *versions]
-
-
-def _same(state: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
-    """Whether tensors are the very same, and of the same version."""
-    return len(state) == len(other) and all(
-        a[0] is b[0] and a[1:] == b[1:] for a, b in zip(state, other, strict=True)
-    )

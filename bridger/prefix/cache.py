@@ -18,12 +18,12 @@ from bridger.prefix.rules import (
     INSTEAD,
     prefixes_of,
     refuse_trained,
-    same_state,
     state_of_tensors,
 )
 from bridger.prefix.skipping import Layout, Prefix
 from bridger.prefix.stores import FolderStore, MemoryStore, Row, Store
 from bridger.running import Batch, Ready, run_bridged
+from bridger.tensor_state import same_state
 
 if TYPE_CHECKING:
     from bridger.encoder import BridgedEncoder

@@ -10,6 +10,7 @@ from torch import Tensor
 from bridger.prefix.skipping import Prefix
 from bridger.recomputing import recomputes_in_train_mode
 from bridger.sharded import is_sharded, is_wrapped
+from bridger.tensor_state import version_of
 from bridger.tower_peft import tuned_modules
 from bridger.tower_tensors import RUNNING
 
@@ -50,21 +51,10 @@ def refuse_trained(prefix: Prefix, output: Any) -> None:
 def state_of_tensors(prefixes: Iterable[Prefix]) -> list[tuple[Any, ...]]:
     """Return what shows that weights have changed; writes through `.data` do not show."""
     return [
-        (tensor, tensor.dtype, tensor.data_ptr(), tensor.requires_grad, _version(tensor))
+        (tensor, tensor.dtype, tensor.data_ptr(), tensor.requires_grad, version_of(tensor))
         for prefix in prefixes
         for _, tensor in prefix.tensors()
     ]
-
-
-def same_state(state: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> bool:
-    """Whether tensors are the very same, and of the same version."""
-    return len(state) == len(other) and all(
-        a[0] is b[0] and a[1:] == b[1:] for a, b in zip(state, other, strict=True)
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version  # those count no versions
 
 
 def _refuse_owned(prefix: Prefix, owned: Mapping[str, Tensor]) -> None:

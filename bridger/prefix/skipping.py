@@ -8,7 +8,6 @@ Shapes: B rows.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -185,9 +184,7 @@ def _joined(part: Part, kept: Sequence[Tensor], device: torch.device) -> Tensor:
 
 def _changed(tower: T, forwards: Mapping[str, Callable[..., Any]]) -> T:
     changes = {f"{name}.forward": forward for name, forward in forwards.items()}
-    twin = copy.copy(tower)
-    twin.module = view_changing(tower.module, changes)
-    return twin
+    return tower.running(view_changing(tower.module, changes))
 
 
 def _between(module: nn.Module, blocks: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bridger._files import replacing
+from bridger._json import read_json
 
 Row = tuple[Tensor, ...]
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -118,7 +119,7 @@ class FolderStore:
                 path.parent.mkdir(exist_ok=True)
                 with replacing(path) as partial:
                     partial.write_text(json.dumps(expected, indent=2) + "\n")
-            found = json.loads(path.read_text())  # another process may have been faster
+            found = read_json(path)  # another process may have been faster
             if found != expected:
                 raise ValueError(self._made_by_another(side, expected, found))
 

@@ -8,15 +8,18 @@ Shapes: B batch, N expressions per image, L tokens, C channels, H W map size.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bridger.towers.views import tensor_at
+
+T = TypeVar("T", bound="Tower")
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,14 @@ class Tower(ABC):
             "num_blocks": len(self.blocks),
             "widths": [block.width for block in self.blocks],
         }
+
+    def running(self: T, module: nn.Module) -> T:
+        """Return a twin that runs a view of the module; the tower itself for its own module."""
+        if module is self.module:
+            return self
+        twin = copy.copy(self)
+        twin.module = module
+        return twin
 
     def _name_blocks(
         self,

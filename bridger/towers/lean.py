@@ -12,7 +12,6 @@ in a view of the tower; the user's module stays as it is.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
@@ -110,11 +109,7 @@ def with_lean_parts(tower: T) -> T:
         # A block that was taken out of the tower is missed, and named, when it does not run.
         if block.module in names and not prefix.startswith(replaced):
             changes |= {f"{prefix}{name}": part for name, part in lean_parts(block.module).items()}
-    if not changes:
-        return tower
-    twin = copy.copy(tower)
-    twin.module = view_changing(tower.module, changes)
-    return twin
+    return tower.running(view_changing(tower.module, changes))
 
 
 def _is_changed(module: nn.Module) -> bool:
