@@ -50,33 +50,30 @@ class Bridging:
         self.bridgers = encoder.bridgers if encoder.enabled else None
         self.carry: Any = None
         self.maps: list[Tensor] = []
+        self._written = False  # whether the vision tower has a state for each expression by now
 
     def __call__(self, stage: int, vision_output: Any, text_output: Any) -> tuple[Any, Any]:
         vision, text = self.encoder.vision, self.encoder.text
         vision_block, text_block = self.encoder.stages[stage]
-        state = vision.read_map(vision_block, vision_output, self.image_size)
+        state = self.grown(vision.read_map(vision_block, vision_output, self.image_size))
         if self.bridgers is None:
-            self.maps.append(self.grown(state))
+            self.maps.append(state)
             return vision_output, text_output
-        if stage == 0:
-            # Up to here the images ran alone; from here on each expression has its own state.
-            state = state.repeat_interleave(self.expressions, dim=0)
         tokens = text_output if text_block is None else text.read_tokens(text_block, text_output)
         to_state, to_tokens, self.carry = self.bridgers(
             stage, state, tokens, self.token_mask, self.carry, self.image_size
         )
-        state = state + to_state
+        if to_state is not None:
+            state = state + to_state
+            vision_output = vision.write_map(vision_block, vision_output, state)
+            self._written = True
         self.maps.append(state)
-        if text_block is None:
-            return vision.write_map(vision_block, vision_output, state), text_output
-        tokens = tokens + to_tokens
-        return (
-            vision.write_map(vision_block, vision_output, state),
-            text.write_tokens(text_block, text_output, tokens),
-        )
+        if to_tokens is not None and text_block is not None:
+            text_output = text.write_tokens(text_block, text_output, tokens + to_tokens)
+        return vision_output, text_output
 
     def grown(self, rows: Any) -> Any:
-        """Repeat per-image rows where no Bridger made them one per expression."""
-        if rows is None or self.bridgers is not None:
+        """Repeat per-image rows for as long as no Bridger made them one per expression."""
+        if rows is None or self._written:
             return rows
         return rows.repeat_interleave(self.expressions, dim=0)

@@ -30,8 +30,8 @@ def resolve_stages(
         vision_blocks: names of the vision tower's blocks, in order.
         text_blocks: names of the text tower's blocks, in order.
         direction: of the Bridgers. With "to_vision" every stage reads the finished text, and a
-            number counts vision blocks alone; with "both" none does. None: there are no Bridgers
-            and pairs may be of either kind.
+            number counts vision blocks alone; with the others none does. None: there are no
+            Bridgers and pairs may be of either kind.
 
     Raises:
         TypeError: `stages` is neither a number nor pairs.
@@ -104,7 +104,7 @@ def _check_order(pairs: list[tuple[int, int | None]]) -> None:
 
 def _check_direction(pairs: list[tuple[int, int | None]], direction: Direction | None) -> None:
     finished = pairs[0][1] is None
-    if finished and direction == "both":
+    if finished and direction not in (None, "to_vision"):
         raise ValueError(
             f"stages {pairs} read the finished text (None), which Bridgers cannot change: set "
             "their direction='to_vision', or give a text block in every pair"

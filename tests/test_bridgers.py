@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bridger.bridgers import Bridger, BridgerConfig, BridgerStack, Interactor, Zoom
 from bridger.bridgers import interactor as interactor_module
+from bridger.bridgers.zoom import Size
 
 SMALL = {"hidden_dim": 8, "num_heads": 2}
 TOKENS, TEXT = 5, 12
@@ -76,7 +77,7 @@ def test_norms_before_branches_equal_their_equations(mask: Tensor) -> None:
         return x + h.relu() @ w[f"{at}ffn_down.weight"].T + w[f"{at}ffn_down.bias"]
 
     v_self, t_self = itself("vision.", v, None), itself("text.", t, mask)
-    found = stack.stages[0].interactor(v, t, mask)
+    found = stack.stages[0].interactor(v, t, mask, (2, 3))
     wanted = other("vision.", v_self, t_self, mask), other("text.", t_self, v_self, None)
     assert_close([found], [wanted])
 
@@ -87,7 +88,8 @@ def test_with_norms_before_branches_zooming_out_reads_normed_states_and_the_carr
     w, (v, t) = bridger.state_dict(), (torch.randn(2, 6, 2, 3), torch.randn(2, TOKENS, TEXT))
     found_v, found_t, carry = bridger(v, t, FULL, None, (32, 48))
     vision_in = bridger.vision_in(v, (2, 3)).flatten(2).mT
-    assert_close([tuple(carry)], [bridger.interactor(vision_in, bridger.text_in(t), FULL)])
+    wanted = bridger.interactor(vision_in, bridger.text_in(t), FULL, (2, 3))
+    assert_close([tuple(carry)], [wanted])
     normed = norm(w, "vision_out_norm.", carry.vision).mT.unflatten(2, (2, 3))
     text = norm(w, "text_out_norm.", carry.text) @ w["text_out.weight"].T + w["text_out.bias"]
     assert_close([(found_v, found_t)], [(bridger.vision_out(normed, (2, 3)), text)])
@@ -156,7 +158,7 @@ def test_released_presets_hold_the_released_tensors(
     assert found == golden_bridger_shapes(golden)
 
 
-@pytest.mark.parametrize("zoom", ["strided", "pointwise"])
+@pytest.mark.parametrize("zoom", ["strided", "pointwise", "convolution", "transposed"])
 @pytest.mark.parametrize("parts", ALL_ZOOM_PARTS)
 @pytest.mark.parametrize("image", [(64, 64), (97, 33), (8, 8)], ids=str)
 @pytest.mark.parametrize("stride", [4, 8, 14, 16, 24, 32])
@@ -391,7 +393,7 @@ def test_paper_is_the_default_and_configs_are_frozen() -> None:
         ({"hidden_dim": 0}, "hidden_dim must be a positive whole number, not 0"),
         ({"hidden_dim": 64.0}, "hidden_dim must be a positive whole number"),
         ({"num_heads": True}, "num_heads must be a positive whole number"),
-        ({"ffn_dim": -1}, "ffn_dim must be a positive whole number"),
+        ({"ffn_dim": -1}, "ffn_dim must be a whole number, 0 or more, got -1"),
         ({"zoom_stride": 0}, "zoom_stride must be a positive whole number"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"dropout": "a"}, "dropout must be a number"),
@@ -455,7 +457,7 @@ def test_a_new_interactor_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     @interactor_module.register_interactor("nothing")
     class Nothing(Interactor):
         def forward(
-            self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+            self, vision: Tensor, text: Tensor, token_mask: Tensor | None, size: Size
         ) -> tuple[Tensor, Tensor]:
             return vision, text
 

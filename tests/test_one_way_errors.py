@@ -14,6 +14,7 @@ from torch import Tensor
 from bridger import BridgerConfig, attach_bridgers
 from bridger.bridgers import BridgerStack, Interactor
 from bridger.bridgers import interactor as interactor_module
+from bridger.bridgers.zoom import Size
 from bridger.lockstep import StageError
 
 
@@ -56,7 +57,7 @@ def test_interactors_that_always_update_the_text_are_refused(
             super().__init__(config)
 
         def forward(
-            self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+            self, vision: Tensor, text: Tensor, token_mask: Tensor | None, size: Size
         ) -> tuple[Tensor, Tensor]:
             return vision, text
 

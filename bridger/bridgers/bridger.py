@@ -50,15 +50,18 @@ class Bridger(nn.Module):
       Transformers; what is carried is not normed;
     - `mask_padding`: padded tokens are never read and get a residual of zero;
     - `direction="to_vision"`: F_t is the finished text at every stage, and nothing is added to it.
-      There is no `text_out`, and no more of `interactor.text` than reaches some map.
+      There is no `text_out`, and no more of `interactor.text` than reaches some map;
+    - `direction="to_text"`: the mirror. Nothing is added to F_v, there is no `vision_out`, and no
+      more of `interactor.vision` than reaches some text.
 
     Args:
         config: options, the same for all stages.
         vision_width: C of the tower's map.
         vision_stride: pixels per cell of that map.
         text_width: C of the tower's tokens.
-        stage: 0-based stage; the norms of the carry exist from the second stage on.
-        num_stages: number of stages.
+        stage: its place, from 0, among the stages that have a Bridger; the norms of the carry
+            exist from the second one on.
+        num_stages: number of these stages.
     """
 
     def __init__(
@@ -75,17 +78,19 @@ class Bridger(nn.Module):
         self.config = config
         self.vision_width, self.text_width = vision_width, text_width
         last = stage == num_stages - 1
-        self.vision_in, self.vision_out = make_zooms(config, vision_width, vision_stride, last)
+        to_vision, to_text = config.direction != "to_text", config.direction != "to_vision"
+        self.vision_in, vision_out = make_zooms(config, vision_width, vision_stride, last)
+        self.vision_out = vision_out if to_vision else None
         self.text_in = nn.Linear(text_width, dim)
         has_norms = config.carry_norm and config.carry != "none" and stage > 0
         self.vision_norm = nn.LayerNorm(dim) if has_norms else nn.Identity()
         self.text_norm = nn.LayerNorm(dim) if has_norms else nn.Identity()
-        both = config.direction == "both"
-        followed = not last or (config.share and num_stages > 1)
-        self.interactor = make_interactor(config, both or (config.carry == "output" and followed))
-        self.vision_out_norm = nn.LayerNorm(dim) if config.pre_norm else nn.Identity()
-        self.text_out_norm = nn.LayerNorm(dim) if config.pre_norm and both else nn.Identity()
-        self.text_out = nn.Linear(dim, text_width) if both else None
+        carried = config.carry == "output" and (not last or (config.share and num_stages > 1))
+        self.interactor = make_interactor(config, to_text or carried, to_vision or carried)
+        norms = config.pre_norm
+        self.vision_out_norm = nn.LayerNorm(dim) if norms and to_vision else nn.Identity()
+        self.text_out_norm = nn.LayerNorm(dim) if norms and to_text else nn.Identity()
+        self.text_out = nn.Linear(dim, text_width) if to_text else None
         if config.init == "released":
             self.apply(_initialise_as_released)
         elif self.text_out is not None:
@@ -99,7 +104,7 @@ class Bridger(nn.Module):
         token_mask: Tensor,
         carry: Carry | None,
         image_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor | None, Carry]:
+    ) -> tuple[Tensor | None, Tensor | None, Carry]:
         """Compute the residuals of this stage.
 
         Args:
@@ -111,7 +116,7 @@ class Bridger(nn.Module):
 
         Returns:
             The residual of the map (B, C, H, W) and of the tokens (B, L, C), each in its state's
-            dtype, and the carry for the next stage. Tokens that are not changed have None.
+            dtype, and the carry for the next stage. A state that is not changed has None.
 
         Raises:
             ValueError: shapes do not fit each other or this Bridger's widths.
@@ -132,17 +137,20 @@ class Bridger(nn.Module):
             v = self.vision_norm(v + carry.vision)
             t = self.text_norm(t + carry.text)
         v_in, t_in = v, t
-        v, t = self.interactor(v, t, token_mask if self.config.mask_padding else None)
+        read = token_mask if self.config.mask_padding else None
+        v, t = self.interactor(v, t, read, (height, width))
         new_carry = Carry(v_in, t_in) if self.config.carry == "input" else Carry(v, t)
 
         # Zoom out.
-        v, t = self.vision_out_norm(v), self.text_out_norm(t)
-        v = rearrange(v, "b (h w) d -> b d h w", h=height, w=width)
-        v = self.vision_out(v, (vision.shape[-2], vision.shape[-1]))
-        if self.text_out is None:
-            return v.to(vision.dtype), None, new_carry
-        t = _clear(self.text_out(t), padding)
-        return v.to(vision.dtype), t.to(tokens.dtype), new_carry
+        to_vision = to_text = None
+        if self.vision_out is not None:
+            v = rearrange(self.vision_out_norm(v), "b (h w) d -> b d h w", h=height, w=width)
+            v = self.vision_out(v, (vision.shape[-2], vision.shape[-1]))
+            to_vision = v.to(vision.dtype)
+        if self.text_out is not None:
+            t = self.text_out(self.text_out_norm(t))
+            to_text = _clear(t, padding).to(tokens.dtype)
+        return to_vision, to_text, new_carry
 
     def _check(self, vision: Tensor, tokens: Tensor, token_mask: Tensor) -> None:
         batch = len(vision)
@@ -165,6 +173,8 @@ class Bridger(nn.Module):
 class BridgerStack(nn.Module):
     """The Bridgers of all stages; with `config.share` they are one and the same.
 
+    Stages of `config.skip` have none; the others' are numbered in `stages` without gaps.
+
     Args:
         config: options, the same for all stages.
         vision_widths: C of the vision tower's map at each stage.
@@ -173,7 +183,8 @@ class BridgerStack(nn.Module):
 
     Raises:
         ValueError: there is no stage, the sequences differ in length, a number is not positive,
-            or stages cannot share because they differ.
+            `config.skip` names a stage that is not there or leaves none to bridge, or stages
+            cannot share because they differ.
 
     Example:
         >>> stack = BridgerStack(BridgerConfig(), [768] * 3, [16] * 3, [512] * 3)
@@ -194,21 +205,25 @@ class BridgerStack(nn.Module):
             "vision strides": list(vision_strides),
             "text widths": list(text_widths),
         }
-        _check_stages(stages, config.share)
+        _check_stages(stages)
         self.config = config
         self.num_stages = len(vision_widths)
+        bridged = _bridged(config.skip, self.num_stages)
+        if config.share:
+            _check_alike(stages, bridged)
+        self._places = {stage: 0 if config.share else place for place, stage in enumerate(bridged)}
         # A shared Bridger is the last stage's, since that one has the norms of the carry.
-        first = self.num_stages - 1 if config.share else 0
+        first = len(bridged) - 1 if config.share else 0
         self.stages = nn.ModuleList(
             Bridger(
                 config,
                 vision_widths[stage],
                 vision_strides[stage],
                 text_widths[stage],
-                stage,
-                self.num_stages,
+                place,
+                len(bridged),
             )
-            for stage in range(first, self.num_stages)
+            for place, stage in list(enumerate(bridged))[first:]
         )
 
     def __len__(self) -> int:
@@ -222,8 +237,8 @@ class BridgerStack(nn.Module):
         token_mask: Tensor,
         carry: Carry | None,
         image_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor | None, Carry]:
-        """Run the Bridger of a stage.
+    ) -> tuple[Tensor | None, Tensor | None, Carry | None]:
+        """Run the Bridger of a stage; where there is none, nothing changes.
 
         Args:
             stage: its number, from 0.
@@ -236,32 +251,60 @@ class BridgerStack(nn.Module):
         Raises:
             ValueError: there is no such stage, or shapes do not fit.
         """
-        result: tuple[Tensor, Tensor | None, Carry] = self.at(stage)(
+        bridger = self.at(stage)
+        if bridger is None:
+            return None, None, carry
+        result: tuple[Tensor | None, Tensor | None, Carry] = bridger(
             vision, tokens, token_mask, carry, image_size
         )
         return result
 
-    def at(self, stage: int) -> nn.Module:
-        """Return the Bridger of a 0-based stage; ValueError where there is no such stage.
+    def at(self, stage: int) -> nn.Module | None:
+        """Return the Bridger of a 0-based stage, None where `config.skip` leaves it out.
 
         Args:
             stage: its number, from 0.
+
+        Raises:
+            ValueError: there is no such stage.
         """
         if not 0 <= stage < self.num_stages:
             raise ValueError(f"expected a stage from 0 to {self.num_stages - 1}, found {stage}")
-        return self.stages[0 if self.config.share else stage]
+        place = self._places.get(stage)
+        return None if place is None else self.stages[place]
 
 
-def _check_stages(stages: dict[str, list[int]], share: bool) -> None:
+def _bridged(skip: tuple[int, ...], num_stages: int) -> list[int]:
+    """Return the stages that have a Bridger."""
+    if beyond := [stage for stage in skip if stage >= num_stages]:
+        raise ValueError(
+            f"skip={skip} names stages that are not there, {beyond}: there are {num_stages}, "
+            f"0 to {num_stages - 1}"
+        )
+    bridged = [stage for stage in range(num_stages) if stage not in skip]
+    if not bridged:
+        raise ValueError(
+            f"skip={skip} leaves none of the {num_stages} stages to bridge: to read the stages "
+            "without Bridgers set config=None (in a recipe, bridgers: null)"
+        )
+    return bridged
+
+
+def _check_stages(stages: dict[str, list[int]]) -> None:
     lengths = {name: len(values) for name, values in stages.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"expected one number per stage and at least one stage, found {lengths}")
     for name, values in stages.items():
         if min(values) < 1:
             raise ValueError(f"{name} must be positive, found {values}")
-        if share and len(set(values)) != 1:
+
+
+def _check_alike(stages: dict[str, list[int]], bridged: list[int]) -> None:
+    for name, values in stages.items():
+        found = [values[stage] for stage in bridged]
+        if len(set(found)) != 1:
             raise ValueError(
-                f"share=True needs the same {name} at every stage, found {values}: "
+                f"share=True needs the same {name} at every stage, found {found}: "
                 f"choose stages of one width and stride, or set share=False"
             )
 

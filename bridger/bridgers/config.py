@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from bridger.config import Config, did_you_mean
+from bridger.config import Config, check_whole, did_you_mean
 
-Direction = Literal["both", "to_vision"]
+Direction = Literal["both", "to_vision", "to_text"]
 CrossSource = Literal["attended", "input"]
 Carried = Literal["output", "input", "none"]
-Zooming = Literal["strided", "pointwise"]
+Zooming = Literal["strided", "pointwise", "convolution", "transposed"]
 ZoomParts = Literal["plain", "norm", "norm_relu"]
 Start = Literal["zero", "released"]
 
@@ -27,12 +27,18 @@ class BridgerConfig(Config):
         num_heads: attention heads; must divide `hidden_dim`.
         direction: "both" changes both towers (the paper). "to_vision" leaves the text as it is:
             the text tower runs to its end first, and every stage reads its finished tokens
-            (DETRIS). Between stages Bridgers update a text state of their own, as ever.
+            (DETRIS). Between stages Bridgers update a text state of their own, as ever. "to_text"
+            is the mirror: texts read pictures, and the vision tower runs as if it were alone.
+        skip: 0-based stages that are read but not bridged: their maps reach the head as the tower
+            made them, there is no Bridger, and the carry passes over them. So Bridgers take other
+            places while the head reads the same maps.
         interactor: a registered interactor: "attention" (the paper's), "gate" (the released
             code's for ViT).
         cross_source: what cross-attention reads of the other modality: its self-attended state
             (the paper) or the interactor's input (the released code). "attention" only.
-        ffn_dim: inner width of the feed-forward net; None is twice `hidden_dim`. "attention" only.
+        self_attention: whether each modality attends to itself first. "attention" only.
+        ffn_dim: inner width of the feed-forward net; None is twice `hidden_dim`, 0 leaves it out.
+            "attention" only.
         dropout: probability, on attention weights and on every branch. "attention" only.
         pre_norm: LayerNorms stand before attention, feed-forward net ("attention" only) and
             zooming out, and sums are not normed, in place of after every sum as in the paper. At
@@ -43,7 +49,8 @@ class BridgerConfig(Config):
         carry_norm: a LayerNorm per modality after that sum.
         zoom_stride: pixels per cell of the maps that Bridgers work on.
         zoom: "strided" has kernel = stride = the ratio of the two strides; "pointwise" is a 1x1
-            convolution and a bilinear resize in its place.
+            convolution and a bilinear resize in its place; "convolution" is strided where a map
+            shrinks and pointwise where it grows, "transposed" the reverse.
         zoom_in: what follows the way in's convolution: nothing, BatchNorm, BatchNorm and ReLU.
         zoom_out: the same for the way out.
         reverse_last_zoom: the last stage's 1x1 zoom layers swap their kinds, as in the released
@@ -60,8 +67,10 @@ class BridgerConfig(Config):
     hidden_dim: int = 64
     num_heads: int = 8
     direction: Direction = "both"
+    skip: tuple[int, ...] = ()
     interactor: str = "attention"
     cross_source: CrossSource = "attended"
+    self_attention: bool = True
     ffn_dim: int | None = None
     dropout: float = 0.1
     pre_norm: bool = False
@@ -106,8 +115,9 @@ class BridgerConfig(Config):
         for name in ("hidden_dim", "num_heads", "zoom_stride"):
             _check_positive(name, getattr(self, name))
         if self.ffn_dim is not None:
-            _check_positive("ffn_dim", self.ffn_dim)
-        for name in ("pre_norm", "carry_norm", "reverse_last_zoom", "share", "mask_padding"):
+            check_whole("ffn_dim", self.ffn_dim, least=0)
+        _check_skip(self.skip)
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name, kind in _CHOICES.items():
@@ -129,6 +139,14 @@ class BridgerConfig(Config):
             )
 
 
+_SWITCHES = (
+    "self_attention",
+    "pre_norm",
+    "carry_norm",
+    "reverse_last_zoom",
+    "share",
+    "mask_padding",
+)
 _CHOICES = {
     "direction": Direction,
     "cross_source": CrossSource,
@@ -163,6 +181,16 @@ _PRESETS: dict[str, dict[str, Any]] = {
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+
+
+def _check_skip(skip: Any) -> None:
+    numbers = isinstance(skip, tuple) and all(
+        isinstance(stage, int) and not isinstance(stage, bool) and stage >= 0 for stage in skip
+    )
+    if not numbers or len(set(skip)) < len(skip):
+        raise ValueError(
+            f"skip must be a tuple of different stages, counted from 0, as (0, 2), not {skip!r}"
+        )
 
 
 def _check_choice(name: str, value: Any, known: list[str]) -> None:

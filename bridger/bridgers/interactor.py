@@ -2,7 +2,7 @@
 
 A new interactor is one class under `register_interactor`; a config then knows it by its name.
 
-Shapes: B batch, M cells of the zoomed map (H W), L tokens, D hidden width.
+Shapes: B batch, H W size of the zoomed map, M = H W its cells, L tokens, D hidden width.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bridger.bridgers.config import BridgerConfig
+from bridger.bridgers.zoom import Size
 from bridger.recomputing import Recomputing
 
 
@@ -28,15 +29,18 @@ class Interactor(Recomputing, ABC):
         config: the Bridger's options.
         updates_text: whether the new text state is read by anything. Where it is not, the
             interactor holds nothing that would serve this state alone, and returns the given one.
+        updates_vision: the same for the vision state.
     """
 
-    def __init__(self, config: BridgerConfig, updates_text: bool = True) -> None:
+    def __init__(
+        self, config: BridgerConfig, updates_text: bool = True, updates_vision: bool = True
+    ) -> None:
         super().__init__()
-        self.updates_text = updates_text
+        self.updates_text, self.updates_vision = updates_text, updates_vision
 
     @abstractmethod
     def forward(
-        self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+        self, vision: Tensor, text: Tensor, token_mask: Tensor | None, size: Size
     ) -> tuple[Tensor, Tensor]:
         """Let the two states inform each other.
 
@@ -44,6 +48,7 @@ class Interactor(Recomputing, ABC):
             vision: (B, M, D).
             text: (B, L, D).
             token_mask: (B, L), true at tokens that may be read; None reads them all.
+            size: (H, W) of the zoomed map; the M = H W cells are in its rows' order.
 
         Returns:
             The new vision (B, M, D) and text (B, L, D) states.
@@ -78,22 +83,25 @@ def interactor_names() -> list[str]:
     return list(_INTERACTORS)
 
 
-def make_interactor(config: BridgerConfig, updates_text: bool = True) -> Interactor:
+def make_interactor(
+    config: BridgerConfig, updates_text: bool = True, updates_vision: bool = True
+) -> Interactor:
     """Build the interactor that a config names; see `Interactor`.
 
     Raises:
-        TypeError: it always updates the text, and nothing reads that here.
+        TypeError: it always updates a state that nothing reads here.
     """
     build = _INTERACTORS[config.interactor]
-    if updates_text:
-        return build(config)
-    if "updates_text" not in inspect.signature(build).parameters:
-        raise TypeError(
-            f"the interactor {config.interactor!r} takes no updates_text, so a Bridger that leaves "
-            f"the text as it is would train parameters without effect: add that argument to "
-            f"{build.__name__}, or set direction='both'"
-        )
-    return build(config, updates_text=False)
+    unread = [("updates_text", "text")] * (not updates_text)
+    unread += [("updates_vision", "map")] * (not updates_vision)
+    for argument, state in unread:
+        if argument not in inspect.signature(build).parameters:
+            raise TypeError(
+                f"the interactor {config.interactor!r} takes no {argument}, so a Bridger that "
+                f"leaves the {state} as it is would train parameters without effect: add that "
+                f"argument to {build.__name__}, or set direction='both'"
+            )
+    return build(config, **dict.fromkeys((argument for argument, _ in unread), False))
 
 
 @register_interactor("attention")
@@ -108,34 +116,32 @@ class AttentionInteractor(Interactor):
 
     `cross_source="input"` takes y for y' in the second line, as the released code does. With
     `pre_norm`, every sum is x + F(LN(x)) in place of LN(x + F(x)), and what cross-attention reads
-    has a LayerNorm of its own. Where the text is not updated, y' of the text is all that is
-    computed on its side, if the picture reads it.
+    has a LayerNorm of its own. Where a state is not updated, its y' is all that is computed on its
+    side, if the other one reads it. Without `self_attention` x' is x, and with `ffn_dim=0` the
+    result is x''.
     """
 
-    vision: _Direction
-    text: _SelfAttention | None
-
-    def __init__(self, config: BridgerConfig, updates_text: bool = True) -> None:
-        super().__init__(config, updates_text)
+    def __init__(
+        self, config: BridgerConfig, updates_text: bool = True, updates_vision: bool = True
+    ) -> None:
+        super().__init__(config, updates_text, updates_vision)
         self.cross_source = config.cross_source
-        self.vision = _Direction(config)
-        if updates_text:
-            self.text = _Direction(config)
-        else:
-            self.text = _SelfAttention(config) if config.cross_source == "attended" else None
+        self.vision = _half(config, updates_vision)
+        self.text = _half(config, updates_text)
 
     def forward(
-        self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+        self, vision: Tensor, text: Tensor, token_mask: Tensor | None, size: Size
     ) -> tuple[Tensor, Tensor]:
-        attended_vision = self.vision.attend_to_self(vision)
+        attended_vision = vision if self.vision is None else self.vision.attend_to_self(vision)
         attended_text = text if self.text is None else self.text.attend_to_self(text, token_mask)
         read_vision, read_text = vision, text
         if self.cross_source == "attended":
             read_vision, read_text = attended_vision, attended_text
-        new_vision = self.vision.attend_to_other(attended_vision, read_text, token_mask)
+        if isinstance(self.vision, _Direction):
+            vision = self.vision.attend_to_other(attended_vision, read_text, token_mask)
         if isinstance(self.text, _Direction):
             text = self.text.attend_to_other(attended_text, read_vision)
-        return new_vision, text
+        return vision, text
 
 
 @register_interactor("gate")
@@ -147,16 +153,21 @@ class GateInteractor(Interactor):
     There is no residual, norm, feed-forward net or dropout in it.
     """
 
-    def __init__(self, config: BridgerConfig, updates_text: bool = True) -> None:
-        super().__init__(config, updates_text)
-        self.vision = MultiheadAttention(config.hidden_dim, config.num_heads)
+    def __init__(
+        self, config: BridgerConfig, updates_text: bool = True, updates_vision: bool = True
+    ) -> None:
+        super().__init__(config, updates_text, updates_vision)
+        if updates_vision:
+            self.vision = MultiheadAttention(config.hidden_dim, config.num_heads)
         if updates_text:
             self.text = MultiheadAttention(config.hidden_dim, config.num_heads)
 
     def forward(
-        self, vision: Tensor, text: Tensor, token_mask: Tensor | None
+        self, vision: Tensor, text: Tensor, token_mask: Tensor | None, size: Size
     ) -> tuple[Tensor, Tensor]:
-        new_vision = vision * self.vision(vision, text, token_mask)
+        new_vision = (
+            vision * self.vision(vision, text, token_mask) if self.updates_vision else vision
+        )
         return new_vision, text * self.text(text, vision) if self.updates_text else text
 
 
@@ -224,17 +235,25 @@ def attend(
 class _SelfAttention(nn.Module):
     """What both directions of `AttentionInteractor` begin with."""
 
+    self_attn: MultiheadAttention | None
+
     def __init__(self, config: BridgerConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
-        self.self_attn = MultiheadAttention(dim, config.num_heads, config.dropout)
-        self.norm_self = nn.LayerNorm(dim)
+        if config.self_attention:
+            self.self_attn = MultiheadAttention(dim, config.num_heads, config.dropout)
+            self.norm_self = nn.LayerNorm(dim)
+        else:
+            self.self_attn = None
         self.dropout = nn.Dropout(config.dropout)
         self.pre_norm = config.pre_norm
 
     def attend_to_self(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return x' (B, n, D) from x (B, n, D)."""
-        return self._add(x, self.norm_self, lambda h: self.self_attn(h, h, mask))
+        attention = self.self_attn
+        if attention is None:
+            return x
+        return self._add(x, self.norm_self, lambda h: attention(h, h, mask))
 
     def _add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """Return x with a branch added, normed before the branch or after the sum."""
@@ -249,14 +268,19 @@ class _SelfAttention(nn.Module):
 class _Direction(_SelfAttention):
     """One modality's half of `AttentionInteractor`."""
 
+    ffn_up: nn.Linear | None
+
     def __init__(self, config: BridgerConfig) -> None:
         super().__init__(config)
         dim = config.hidden_dim
         self.cross_attn = MultiheadAttention(dim, config.num_heads, config.dropout)
         self.norm_cross = nn.LayerNorm(dim)
-        self.ffn_up = nn.Linear(dim, config.ffn_width)
-        self.ffn_down = nn.Linear(config.ffn_width, dim)
-        self.norm_ffn = nn.LayerNorm(dim)
+        if config.ffn_width:
+            self.ffn_up = nn.Linear(dim, config.ffn_width)
+            self.ffn_down = nn.Linear(config.ffn_width, dim)
+            self.norm_ffn = nn.LayerNorm(dim)
+        else:
+            self.ffn_up = None
         if config.pre_norm:
             self.norm_other = nn.LayerNorm(dim)
 
@@ -265,8 +289,15 @@ class _Direction(_SelfAttention):
         if self.pre_norm:
             other = self.norm_other(other)
         x = self._add(x, self.norm_cross, lambda h: self.cross_attn(h, other, mask))
-        return self._add(x, self.norm_ffn, self._feed_forward)
+        up = self.ffn_up
+        if up is None:
+            return x
+        return self._add(x, self.norm_ffn, lambda h: self.ffn_down(self.dropout(F.relu(up(h)))))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.ffn_down(self.dropout(F.relu(self.ffn_up(x))))
-        return hidden
+
+def _half(config: BridgerConfig, updated: bool) -> _Direction | _SelfAttention | None:
+    """Return a modality's half; where nothing reads its result, what the other half reads of it."""
+    if updated:
+        return _Direction(config)
+    attended = config.self_attention and config.cross_source == "attended"
+    return _SelfAttention(config) if attended else None

@@ -10,6 +10,14 @@ from bridger.bridgers.config import BridgerConfig, ZoomParts
 
 Size = tuple[int, int]
 
+_STRIDED = {
+    "strided": (True, True),
+    "pointwise": (False, False),
+    "convolution": (True, False),
+    "transposed": (False, True),
+}
+"""Whether the convolution that shrinks and the transposed one that enlarges are strided."""
+
 
 class Zoom(nn.Module):
     """One way through the paper's zoom layer: a convolution whose kernel equals its stride.
@@ -120,24 +128,21 @@ def make_zooms(
         last: whether this is the last stage.
     """
     ratio, whole = stride_ratio(vision_stride, config.zoom_stride)
-    kernel = 1 if config.zoom == "pointwise" else ratio
+    kernels = [ratio if strided else 1 for strided in _STRIDED[config.zoom]]
     enlarges = vision_stride > config.zoom_stride
-    if config.reverse_last_zoom and last and kernel == 1:
+    if config.reverse_last_zoom and last and max(kernels) == 1:
         enlarges = True  # no size changes with a 1x1 kernel, only the weight's layout
-    whole = whole and kernel == ratio
-    width = config.hidden_dim
-    zoom_in = Zoom(
-        vision_width, width, kernel, transposed=enlarges, whole=whole, parts=config.zoom_in
-    )
-    zoom_out = Zoom(
-        width,
-        vision_width,
-        kernel,
-        transposed=not enlarges,
-        whole=whole,
-        parts=config.zoom_out,
-        zero=config.init == "zero",
-    )
+
+    def zoom(width_in: int, width_out: int, transposed: bool, parts: ZoomParts, zero: bool) -> Zoom:
+        kernel = kernels[transposed]
+        fits = whole and kernel == ratio
+        return Zoom(
+            width_in, width_out, kernel, transposed=transposed, whole=fits, parts=parts, zero=zero
+        )
+
+    width, zero = config.hidden_dim, config.init == "zero"
+    zoom_in = zoom(vision_width, width, enlarges, config.zoom_in, False)
+    zoom_out = zoom(width, vision_width, not enlarges, config.zoom_out, zero)
     return zoom_in, zoom_out
 
 
