@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,9 @@ def _wrapped(module: nn.Module, entry: Mapping[str, Any]) -> PeftModel:
     """Return peft's model around a module whose flags stay as they are."""
     from peft import get_peft_model
 
-    with _keeping_flags(list(module.modules())):
+    with _keeping_flags(list(module.modules())), warnings.catch_warnings():
+        # One tower may be part of the other, and each is given layers of its own.
+        warnings.filterwarnings("ignore", "You are trying to modify a model with PEFT for a second")
         return get_peft_model(module, _config(entry), entry["adapter"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from bridger.config import did_you_mean
@@ -17,6 +18,7 @@ SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "multistep"
 OPTIMIZERS = ("adamw", "adam")
 PRECISIONS = ("float32", "bf16", "fp16")
 AIMS = ("metric", "source", "splits")
+SIDES = ("vision", "text")
 
 _COUNTS = ("batch_size", "accumulation", "expressions")
 _COUNTS_OR_NONE = ("steps", "epochs", "evaluations", "shots", "word_length", "max_length")
@@ -26,7 +28,7 @@ _NUMBERS = ("warmup", "weight_decay", "max_grad_norm")
 _FLAGS = ("connect", "compile")
 _TEXTS = ("towers", "task", "metric", "note", "cost")
 _TEXTS_OR_NONE = {"bridgers": "a preset's name", "prefix_cache": '"memory", a folder'}
-_MAPPINGS = ("bridger_options", "head", "aims")
+_MAPPINGS = ("bridger_options", "head", "peft", "aims")
 _WORDS = ("trainable", "datasets", "report_to", "augment")
 _CHOICES = {
     "schedule": SCHEDULES,
@@ -59,6 +61,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"shots={recipe.shots} has no meaning for the task {recipe.task}: drop it")
     _check_datasets(recipe.datasets, task)
     _check_aims(recipe.aims, task)
+    _check_peft(recipe.peft)
     _check_optimizer(recipe)
     _check_schedule(recipe)
     if recipe.steps is not None and recipe.epochs is not None:
@@ -145,6 +148,32 @@ def _check_aims(aims: Mapping[str, Any], task: Task) -> None:
         raise ValueError(f"aims.splits must hold a percentage for every split, got {splits!r}")
     if not isinstance(aims["source"], str) or not aims["source"]:
         raise ValueError(f"aims.source must say where the figures stand, got {aims['source']!r}")
+
+
+def _check_peft(configs: Mapping[str, Any]) -> None:
+    if not configs:
+        return
+    from peft.config import PromptLearningConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    methods = {kind.value: method for kind, method in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    for side, config in configs.items():
+        _check_known("peft", side, SIDES)
+        if not isinstance(config, Mapping) or "peft_type" not in config:
+            raise ValueError(
+                f'peft.{side} must be a config of peft with its "peft_type", got {config!r}'
+            )
+        name = config["peft_type"]
+        _check_known(f"peft.{side}.peft_type", name, sorted(methods))
+        options = [option.name for option in fields(methods[name])]
+        for option in config:
+            if option not in options:
+                raise ValueError(
+                    f"peft.{side} has no option {option!r} for {name}: "
+                    f"{did_you_mean(option, options)}"
+                )
+        if side == "vision" and issubclass(methods[name], PromptLearningConfig):
+            raise ValueError(f"{name} puts virtual tokens before texts: give it to peft.text")
 
 
 def _check_optimizer(recipe: Recipe) -> None:

@@ -44,6 +44,9 @@ class Recipe(Config):
         head: options of that head, its "preset" among them. What they leave open and the training
             data decide, such as the classes, `train` fills in.
         trainable: tower tensors that are trained.
+        peft: configs of peft by side, "vision" and "text", whose layers are put into the towers
+            and trained; "peft_type" says the method, such as "LORA". Virtual tokens come before
+            texts only.
         connect: the released code's residual in a ResNet's last map.
         word_length: tokens that every text is cut to and padded to with id 0, as in the released
             code; None: texts are as long as they are.
@@ -103,6 +106,7 @@ class Recipe(Config):
     task: str = "referring_segmentation"
     head: Mapping[str, Any] = field(default_factory=dict)
     trainable: tuple[str, ...] = ()
+    peft: Mapping[str, Any] = field(default_factory=dict)
     connect: bool = False
     word_length: int | None = None
     max_length: int | None = None
@@ -302,49 +306,12 @@ class Recipe(Config):
     ) -> BridgedModel:
         """Attach Bridgers and the head to a pair of towers, from the recipe's seed.
 
-        The head starts from the same values with Bridgers and without.
+        Bridgers and the head start from the same values whatever else is in the towers. What the
+        recipe puts into these is gone when the model is detached, and when building fails.
 
         Raises:
             ValueError: options that do not fit the towers; see `attach_bridgers`.
         """
-        import torch
+        from bridger.training.building import build
 
-        from bridger.attach import attach_bridgers
-        from bridger.bridgers import BridgerConfig
-        from bridger.heads import get_head
-
-        config = None
-        if self.bridgers is not None:
-            config = BridgerConfig.preset(self.bridgers, **self.bridger_options)
-        torch.manual_seed(self.seed)
-        encoder = attach_bridgers(
-            vision,
-            text,
-            self.stages,
-            config,
-            trainable=self.trainable,
-            connect=self.connect,
-            word_length=self.word_length,
-        )
-        torch.manual_seed(self.seed)
-        try:
-            model = encoder.with_head(get_head(self.task), **self.head)
-            model.processor = self._cutting(processor or model.processor)
-        except BaseException:
-            encoder.detach()
-            raise
-        return model
-
-    def _cutting(self, processor: Processor | None) -> Processor | None:
-        """Return the processor as it cuts sentences for this recipe."""
-        from bridger.processing import Processor
-
-        length = self.word_length or self.max_length
-        if processor is None or length is None:
-            return processor
-        if length > processor.max_length:
-            raise ValueError(
-                f"the text tower takes {processor.max_length} tokens, the recipe asks for {length}"
-            )
-        pictures = (processor.image_size, processor.mean, processor.std)
-        return Processor(*pictures, processor.words, length)
+        return build(self, vision, text, processor)
