@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bridger.attending import check_attention, with_attention
+from bridger.bridgers.attention_maps import recording
 from bridger.config import check_whole, did_you_mean
 from bridger.encoder import BridgedEncoder
 from bridger.features import TextFeatures
@@ -22,7 +24,7 @@ from bridger.texts import Texts
 
 if TYPE_CHECKING:
     from bridger.model import BridgedModel
-    from bridger.processing import ImageLike, Processor
+    from bridger.processing import ImageLike, Placement, Processor
 
 ROWS_AT_ONCE = 64
 """Sequences of text in one forward, over all of its pictures: what is more is asked in turn."""
@@ -86,11 +88,14 @@ def predict_each(
     words: Sequence[Any],
     rows_at_once: int,
     options: Mapping[str, Any],
+    return_attention: bool = False,
 ) -> list[Any]:
     """Return each picture's result, of as many in one forward as may be; see `predict`."""
     chosen = model.heads[head]
     check_options(chosen, options)
     check_whole("rows_at_once", rows_at_once)
+    if return_attention:
+        check_attention(model, options)
     processor = required_processor(model)
     texts = texts_of_each(chosen, processor, words)
     results: dict[int, Any] = {}
@@ -103,17 +108,47 @@ def predict_each(
         for numbers in batches(texts, rows_at_once):
             pixels, placements = processor.images([images[i] for i in numbers])
             asked = [texts[i] for i in numbers]
-            if all(one is asked[0] for one in asked):
-                output = answer(model, head, pixels, asked[0], rows_at_once)
-                found = chosen.results(output, processor, placements, asked[0], **options)
-            else:
-                outputs = answer_each(model, head, pixels, asked)
-                found = [
-                    chosen.results(output, processor, [placement], one, **options)[0]
-                    for output, placement, one in zip(outputs, placements, asked, strict=True)
-                ]
+            with recording(return_attention) as recorded:
+                found, chunks = answer_batch(
+                    model, head, pixels, placements, asked, rows_at_once, options
+                )
+            if return_attention:
+                found = with_attention(model, found, recorded, chunks, placements)
             results.update(zip(numbers, found, strict=True))
     return [results[i] for i in range(len(results))]
+
+
+def answer_batch(
+    model: BridgedModel,
+    head: str,
+    pixels: Tensor,
+    placements: Sequence[Placement],
+    asked: Sequence[Texts],
+    rows_at_once: int,
+    options: Mapping[str, Any],
+) -> tuple[list[Any], list[list[Texts]]]:
+    """Return the results of B pictures, and for each the texts of the forwards that it took.
+
+    Args:
+        model: in eval mode.
+        head: name of the head.
+        pixels: (B, 3, H, W).
+        placements: (B) where each picture lies in them.
+        asked: (B) texts that can share a forward.
+        rows_at_once: see `ROWS_AT_ONCE`.
+        options: of the head's results.
+    """
+    chosen, processor = model.heads[head], required_processor(model)
+    if all(one is asked[0] for one in asked):
+        output = answer(model, head, pixels, asked[0], rows_at_once)
+        found = chosen.results(output, processor, placements, asked[0], **options)
+        return found, [asked[0].chunks(rows_at_once)] * len(asked)
+    outputs = answer_each(model, head, pixels, asked)
+    found = [
+        chosen.results(output, processor, [placement], one, **options)[0]
+        for output, placement, one in zip(outputs, placements, asked, strict=True)
+    ]
+    return found, [[one] for one in asked]
 
 
 def predict_in_windows(

@@ -249,6 +249,7 @@ class BridgedModel(ManagedAdapters):
         threshold: float | None = None,
         head: str | None = None,
         *,
+        return_attention: bool = False,
         rows_at_once: int = ROWS_AT_ONCE,
         **options: Any,
     ) -> Any:
@@ -267,6 +268,9 @@ class BridgedModel(ManagedAdapters):
                 pictures, one entry of that kind for each, or None.
             threshold: what counts as found, from 0 to 1; None: as the head has it.
             head: which head answers, where there are several.
+            return_attention: whether results also hold where Bridgers looked, as `attention` (see
+                `bridger.predictions.Attention`). Nothing else changes by it, but that Bridgers
+                run without `compile` then.
             rows_at_once: most sequences of text in one forward, counted for each of its pictures;
                 fewer need less memory.
             **options: of the head's `results`.
@@ -278,8 +282,8 @@ class BridgedModel(ManagedAdapters):
         Raises:
             RuntimeError: the model has no processor.
             TypeError: an option that the head does not have.
-            ValueError: a threshold that cannot be, an empty sentence, a broken picture, or not as
-                many texts as pictures.
+            ValueError: a threshold that cannot be, an empty sentence, a broken picture, not as
+                many texts as pictures, or attention where no Bridgers act.
         """
         name = self.head_name(head)
         if threshold is not None:
@@ -287,5 +291,5 @@ class BridgedModel(ManagedAdapters):
         several = isinstance(image, (list, tuple))
         images: Any = image if several else [image]
         asked = joined(text, images) if several else [text]
-        results = predict_each(self, name, images, asked, rows_at_once, options)
+        results = predict_each(self, name, images, asked, rows_at_once, options, return_attention)
         return results if several else results[0]

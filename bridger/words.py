@@ -45,6 +45,10 @@ class Words(ABC):
         """Return each sentence's ids, whole, special tokens included."""
 
     @abstractmethod
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return how the tokenizer writes each id, with its marks of where words begin or end."""
+
+    @abstractmethod
     def save(self, folder: Path) -> dict[str, Any]:
         """Write what is needed into `folder` and return the options for `load`."""
 
@@ -136,6 +140,10 @@ class TransformersWords(Words):
         encoded = self.tokenizer(list(sentences), padding=False, truncation=False, verbose=False)
         return [list(map(int, ids)) for ids in encoded["input_ids"]]
 
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of the vocabulary that have these ids."""
+        return list(map(str, self.tokenizer.convert_ids_to_tokens(list(ids))))
+
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the tokenizer's files into a folder of their own."""
         self.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
@@ -162,6 +170,10 @@ class OpenClipWords(Words):
         """Return each sentence's ids, whole, start and end included."""
         start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
         return [[start, *self.tokenizer.encode(sentence), end] for sentence in sentences]
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of the vocabulary that have these ids."""
+        return [self.tokenizer.decoder[id] for id in ids]
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Return the tokenizer's options; nothing is written."""

@@ -41,10 +41,14 @@ class Looks(NamedTuple):
 
 
 @contextmanager
-def recording() -> Iterator[Recorded]:
-    """Record cross-attention in what this thread runs meanwhile; `looks_of` makes sense of it."""
+def recording(on: bool = True) -> Iterator[Recorded]:
+    """Record cross-attention in what this thread runs meanwhile; `looks_of` makes sense of it.
+
+    Args:
+        on: whether to do so.
+    """
     recorded: Recorded = {}
-    token = _recorded.set(recorded)
+    token = _recorded.set(recorded if on else _recorded.get())
     try:
         yield recorded
     finally:

@@ -5,13 +5,14 @@ Shapes: B batch, C channels, H W map size, L tokens, D hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.bridgers.attention_maps import is_recording
 from bridger.bridgers.config import BridgerConfig
 from bridger.bridgers.interactor import make_interactor
 from bridger.bridgers.zoom import make_zooms, target_size
@@ -254,7 +255,9 @@ class BridgerStack(nn.Module):
         bridger = self.at(stage)
         if bridger is None:
             return None, None, carry
-        result: tuple[Tensor | None, Tensor | None, Carry] = bridger(
+        # Compiled code does not tell where it looks.
+        run: Callable[..., Any] = bridger._call_impl if is_recording() else bridger
+        result: tuple[Tensor | None, Tensor | None, Carry] = run(
             vision, tokens, token_mask, carry, image_size
         )
         return result

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.bridgers.attention_maps import record
 from bridger.bridgers.config import BridgerConfig
 from bridger.bridgers.zoom import Size
 from bridger.recomputing import Recomputing
@@ -205,6 +206,8 @@ class MultiheadAttention(nn.Module):
         bias_q, bias_kv = self.in_proj_bias.tensor_split([query.shape[-1]])
         q = F.linear(query, weight_q, bias_q)
         k, v = F.linear(source, weight_kv, bias_kv).chunk(2, dim=-1)
+        if query is not source and not torch.compiler.is_compiling():
+            record(self, q, k, self.num_heads, source_mask)
         dropout = self.dropout if self.training else 0.0
         out: Tensor = self.out_proj(attend(q, k, v, self.num_heads, source_mask, dropout))
         return out

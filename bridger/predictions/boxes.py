@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from bridger.predictions.attention import WithAttention
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DetectionPrediction:
+class DetectionPrediction(WithAttention):
     """n boxes in the pixels of a picture.
 
     From detection they are in the order of their scores, the best first; from referring

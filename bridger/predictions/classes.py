@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bridger.predictions.attention import WithAttention
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClassificationPrediction:
+class ClassificationPrediction(WithAttention):
     """Probabilities of K classes.
 
     Attributes:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bridger.predictions.attention import WithAttention
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -37,7 +39,7 @@ NO_TARGET_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(WithAttention):
     """Masks for N expressions at the picture's own size (H, W).
 
     Attributes:

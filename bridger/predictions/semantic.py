@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridger.labels import BACKGROUND
+from bridger.predictions.attention import WithAttention
 from bridger.predictions.maps import Maps, PictureMaps
 from bridger.predictions.masks import COLOURS, Prediction
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SemanticPrediction:
+class SemanticPrediction(WithAttention):
     """Which of K classes each pixel of a picture (h, w) belongs to.
 
     Attributes:
