@@ -250,8 +250,9 @@ class Counter:
     def __init__(self, name: str, headline: str = "mIoU") -> None:
         self.name, self.headline, self.shown = name, headline, -1
 
-    def __call__(self, done: int, total: int, so_far: float = math.nan) -> None:
+    def __call__(self, done: int, total: int, so_far: float = math.nan, note: str = "") -> None:
         figure = "" if math.isnan(so_far) else f", {self.headline} so far {100 * so_far:.1f}"
+        figure += f", {note}" if note else ""
         if sys.stderr.isatty():
             self._draw(done, total, figure)
         elif (step := 10 * done // total) != self.shown:

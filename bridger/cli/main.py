@@ -17,6 +17,8 @@ from typing import Any
 
 from bridger import __version__
 from bridger.cli import (
+    ablate,
+    compare,
     convert,
     data,
     demo,
@@ -53,6 +55,8 @@ VERBS = {
     "demo": demo,
     "convert": convert,
     "push": push,
+    "ablate": ablate,
+    "compare": compare,
 }
 IS_FIRST = os.environ.get("RANK", "0") == "0"
 

@@ -35,7 +35,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the list, or one recipe."""
-    from bridger.training.recipe_files import recipe_names
+    from bridger.training.recipe_files import find_recipe, recipe_names
 
     if args.recipe is not None:
         options = find_recipe(args.recipe).to_dict()
@@ -48,20 +48,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         about = indent(fill(f"{note}.{_aims(recipe)}", width - len(INDENT)), INDENT)
         say(f"{name:<{longest}}  {recipe.task}", about)
     return {name: recipe.to_dict() for name, recipe in recipes.items()}
-
-
-def find_recipe(name: str) -> Recipe:
-    """Return a recipe by its name in the package, or by its file's path.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is none of this name, or it cannot be followed.
-    """
-    from bridger.training import Recipe
-
-    if name.endswith(".json") or "/" in name:
-        return Recipe.load(name)
-    return Recipe.preset(name)
 
 
 def _aims(recipe: Recipe) -> str:

@@ -16,7 +16,6 @@ from bridger.cli.adapters import (
     trains_on_cpu,
 )
 from bridger.cli.base import add_data_options, command, megabytes, say, whole
-from bridger.cli.recipes import find_recipe
 from bridger.cli.train_data import open_training
 
 if TYPE_CHECKING:
@@ -159,6 +158,7 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     from bridger.adapter_files import RECIPE_FILE
     from bridger.tasks import get_task
     from bridger.training import Recipe
+    from bridger.training.recipe_files import find_recipe
 
     if args.resume and args.recipe is None and (args.out / RECIPE_FILE).is_file():
         recipe = Recipe.load(args.out / RECIPE_FILE)

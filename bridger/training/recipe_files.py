@@ -8,10 +8,13 @@ the place of the base's group as a whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridger._json import check_object, read_json
 from bridger.config import did_you_mean
+
+if TYPE_CHECKING:
+    from bridger.training.recipes import Recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 BASE = "base"
@@ -72,3 +75,17 @@ def _read(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = read_json(path)
     check_object(values, path)
     return values
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a recipe by its name in the package, or by its file's path.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is none of this name, or it cannot be followed.
+    """
+    from bridger.training.recipes import Recipe
+
+    if name.endswith(".json") or "/" in name:
+        return Recipe.load(name)
+    return Recipe.preset(name)

@@ -64,10 +64,11 @@ class Remaining:
         if seconds is None or not (steps or evaluations):
             return ""
         unknown = evaluations and not self._evaluations[0]
-        return f"{_duration(seconds)}{' + evaluations' if unknown else ''} left"
+        return f"{duration(seconds)}{' + evaluations' if unknown else ''} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in words, such as "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def train(
     quiet: bool = False,
     workers: int | None = None,
     use_cpu: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> BridgedModel:
     """Train an adapter; what validates best is saved to `out`, with the recipe beside it.
 
@@ -57,6 +59,7 @@ def train(
             what is learned. By default none on the CPU, which has enough to do, and beside a GPU
             up to four.
         use_cpu: train on the CPU where there is a GPU too.
+        callbacks: of the Trainer, transformers' TrainerCallbacks, beside its own.
 
     Returns:
         The model as saved, in eval mode.
@@ -98,6 +101,8 @@ def train(
         for split in splits:
             task.check_words(model.processor, split)
         trainer = _make_trainer(model, recipe, task, args, data, out, validation)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=resume or None)
     except BaseException:
         model.detach()

@@ -1,0 +1,150 @@
+"""What `bridger ablate` and `bridger compare` share: both conduct studies."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any
+
+from bridger.cli.adapters import add_device_option, add_import_option, trains_on_cpu
+from bridger.cli.base import Counter, say, whole
+
+if TYPE_CHECKING:
+    from bridger.studies.conduct import Conduct
+    from bridger.studies.results import StudyResults
+    from bridger.studies.study import Study
+
+RUNS, SCENES = "runs", "scenes"
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of both verbs."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="referring expressions with train, val and test splits (default: the embedded scenes)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("studies"),
+        metavar="DIR",
+        help="of all studies: DIR/runs holds the runs, DIR/STUDY a report (default: studies)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=whole(1),
+        metavar="N",
+        help="runs of every setting (default: as the study has it)",
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="SETTING", help="these and the reference alone"
+    )
+    parser.add_argument(
+        "--jobs", type=whole(1), metavar="N", help="runs at once (default: one a core, or a GPU)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few updates of one seed: does all of it work?"
+    )
+    add_device_option(parser)
+    add_import_option(parser)
+
+
+def conduct_studies(args: argparse.Namespace, studies: Sequence[Study]) -> dict[str, Any]:
+    """Make what runs are missing, write a report of each study, and say where it is.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the same command goes on.
+    """
+    from bridger.studies.report import write_report
+
+    told = {}
+    for study in studies:
+        say(f"{study.name}: {study.note}")
+        started = time.monotonic()
+        conducted = conductor(args, study)
+        try:
+            results = conducted()
+        except KeyboardInterrupt as interruption:
+            raise KeyboardInterrupt("the same command goes on") from interruption
+        folder = args.out / study.name
+        write_report(folder, results)
+        told[study.name] = {"report": str(folder), "rows": _figures(results)}
+        say(*_lines(results), f"wrote {folder} after {time.monotonic() - started:.0f} s", "")
+        for failure in conducted.failures:
+            raise RuntimeError(failure)
+    return told
+
+
+def conductor(args: argparse.Namespace, study: Study) -> Conduct:
+    """Return what conducts a study as the arguments say."""
+    from bridger.studies.conduct import QUICK_SCENES, Conduct
+    from bridger.studies.scheduling import Machine
+    from bridger.studies.store import Store
+
+    if args.only:
+        study = study.only(args.only)
+    data = args.data
+    if data is None:
+        data = args.out / (f"{SCENES}-quick" if args.quick else SCENES)
+        _write_scenes(data, QUICK_SCENES if args.quick else study.scenes)
+    return Conduct(
+        study,
+        data,
+        Store(args.out / RUNS),
+        Machine.here(args.jobs, trains_on_cpu(args.device)),
+        seeds=args.seeds or (1 if args.quick else None),
+        quick=args.quick,
+        report=RunsCounter(study.name),
+        imports=args.imports,
+    )
+
+
+def _write_scenes(folder: Path, counts: Mapping[str, int]) -> None:
+    """Write the embedded scenes where they are not there yet."""
+    from bridger.data.scenes import ANNOTATIONS, write_scenes
+
+    if not (folder / ANNOTATIONS).exists():
+        say(f"making {sum(counts.values())} scenes in {folder}")
+        write_scenes(folder, counts)
+
+
+class RunsCounter:
+    """Says how many runs of a study are finished, and how long the rest will take.
+
+    Args:
+        name: of the study.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counter = Counter(name)
+        self.total = 0
+
+    def __call__(self, done: int, total: int, seconds: float | None) -> None:
+        if total != self.total:  # another series: the search's, then the settings'
+            self.counter, self.total = Counter(f"{self.name}, runs"), total
+        from bridger.training.remaining import duration
+
+        self.counter(done, total, note="" if seconds is None else f"{duration(seconds)} left")
+
+
+def _figures(results: StudyResults) -> dict[str, Any]:
+    """Return the mean mIoU of every row by split, for `--json`."""
+    return {
+        row.name: {split: row.mean(split, "mIoU") for split in results.splits}
+        for row in results.rows
+        if row.runs
+    }
+
+
+def _lines(results: StudyResults) -> list[str]:
+    """Return the table of a study for a terminal."""
+    from bridger.studies.tables import main_table
+
+    warning = ["a quick run: these figures say nothing", ""] if results.quick else []
+    return [*main_table(results).lines(get_terminal_size().columns), "", *warning]

@@ -1,0 +1,134 @@
+"""What a run measures of itself: time and memory of its steps, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+PROCESS, CPU = Path("/proc/self"), Path("/proc/cpuinfo")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+class Meters(TrainerCallback):  # type: ignore[misc]
+    """Watches a training.
+
+    Seconds of a step are of forward, backward and update, without making the batch. Of processors
+    they are processor time too, since a study may run several trainings at once.
+
+    Attributes:
+        steps: updates that were watched; a resumed run has had others before.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._wall: list[float] = []
+        self._processor: list[float] = []
+        self._started = (0.0, 0.0)
+        self._before = self._peak = 0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Note the memory before."""
+        self._before = _start_memory()
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clocks."""
+        _wait()
+        self._started = (time.perf_counter(), time.process_time())
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop the clocks."""
+        _wait()
+        wall, processor = self._started
+        self._wall.append(time.perf_counter() - wall)
+        self._processor.append(time.process_time() - processor)
+        self.steps += 1
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Note the peak."""
+        self._peak = _peak_memory()
+
+    def seconds(self) -> dict[str, float]:
+        """Return the median seconds of a step: "step", and "step_processor"."""
+        if not self.steps:
+            return {"step": float("nan"), "step_processor": float("nan")}
+        return {
+            "step": statistics.median(self._wall),
+            "step_processor": statistics.median(self._processor),
+        }
+
+    def memory(self) -> dict[str, int]:
+        """Return bytes: "loaded" before training, and the "peak" of training.
+
+        Of a GPU, what torch had given out; else the process's resident memory.
+        """
+        return {"loaded": self._before, "peak": self._peak}
+
+
+def environment() -> dict[str, Any]:
+    """Return the machine and the libraries."""
+    from importlib.metadata import version
+
+    libraries = ("torch", "transformers", "peft", "open_clip_torch", "bridger-peft")
+    return {
+        "machine": _machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in libraries},
+    }
+
+
+def _machine() -> str:
+    if torch.accelerator.is_available():
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+        return str(torch.accelerator.current_accelerator())
+    name, flags = platform.processor() or platform.machine(), ""
+    if CPU.is_file():
+        fields = dict(
+            (part.strip() for part in line.split(":", 1))
+            for line in CPU.read_text().splitlines()
+            if ":" in line
+        )
+        name = fields.get("model name", name)
+        flags = " ".join(flag for flag in FLAGS if flag in fields.get("flags", "").split())
+    return f"{name} x {os.cpu_count()}" + (f" ({flags})" if flags else "")
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _start_memory() -> int:
+    """Let the count of the peak begin anew; return the level."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        (PROCESS / "clear_refs").write_text("5")
+        pages = int((PROCESS / "statm").read_text().split()[1])
+    except OSError:  # not Linux, or not allowed
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        status = (PROCESS / "status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except OSError:
+        import resource
+
+        # Kilobytes on Linux, bytes on macOS.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

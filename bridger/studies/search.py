@@ -1,0 +1,110 @@
+"""Learning rates of a study's settings: the best of one grid for all, judged on val alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridger.studies.store import Plan, Run
+from bridger.studies.study import Search, Study
+
+VALIDATION = "val"
+Make = Callable[[Sequence[Plan]], list[Run | None]]
+"""Makes runs, and returns them; None for those that failed."""
+Planning = Callable[..., Plan]
+"""Called with a setting's name, the splits to judge, and changes of its recipe."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search of one setting gave.
+
+    Attributes:
+        setting: that was searched.
+        options: the rates that took the value.
+        figures: what val gave, by value.
+        seconds: what all of it took, added up.
+    """
+
+    setting: str
+    options: tuple[str, ...]
+    figures: Mapping[float, float]
+    seconds: float
+
+    @property
+    def best(self) -> float:
+        """The value that gave most."""
+        return max(self.figures, key=lambda value: self.figures[value])
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the best one is the grid's first or last, so that a better one may lie beyond."""
+        return self.best in (min(self.figures), max(self.figures))
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The best value as changes of a recipe."""
+        return dict.fromkeys(self.options, self.best)
+
+
+class Rates:
+    """The changes of rates for every setting, as far as they were searched.
+
+    Args:
+        study: the study.
+        planning: makes plans of it.
+        make: makes runs.
+        short: updates of a run of the search, where it is another number than the study's.
+    """
+
+    def __init__(
+        self, study: Study, planning: Planning, make: Make, short: int | None = None
+    ) -> None:
+        self.study, self.planning, self.make, self.short = study, planning, make, short
+        self.found: list[Found] = []
+        search = study.search
+        if search is None:
+            return
+        searched = [name for name in study.runnable() if study.settings[name].search]
+        if search.first is not None:
+            self.found += self._search(search, [search.first])
+        self.found += self._search(search, [name for name in searched if name != search.first])
+
+    def of(self, setting: str) -> dict[str, Any]:
+        """Return what the search changes in a setting's recipe."""
+        group = self._group(setting)
+        own = [found for found in self.found if self._group(found.setting) == group]
+        first = self.study.search and self.study.search.first
+        common = [found for found in self.found if found.setting == first]
+        changes: dict[str, Any] = {}
+        for found in (*common, *own):
+            changes |= found.changes
+        return changes
+
+    def _group(self, setting: str) -> str:
+        return self.study.settings[setting].group or setting
+
+    def _search(self, search: Search, names: Sequence[str]) -> list[Found]:
+        """Try the grid in each of the settings."""
+        trials = [
+            (name, value, self._plan(search, name, value))
+            for name in names
+            for value in search.values
+        ]
+        runs = self.make([plan for _, _, plan in trials])
+        found = []
+        for name in names:
+            own = {v: run for (n, v, _), run in zip(trials, runs, strict=True) if n == name and run}
+            if not own:
+                continue
+            figures = {value: run.metric(VALIDATION, search.metric) for value, run in own.items()}
+            seconds = sum(float(run.result["seconds"]["all"]) for run in own.values())
+            found.append(Found(name, self.study.settings[name].search, figures, seconds))
+        return found
+
+    def _plan(self, search: Search, name: str, value: float) -> Plan:
+        rates = dict.fromkeys(self.study.settings[name].search, value)
+        steps = self.short or search.steps
+        changes = {**self.of(name), **rates, "seed": search.seed, "steps": steps}
+        return self.planning(name, (VALIDATION,), **changes)
