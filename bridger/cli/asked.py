@@ -109,7 +109,12 @@ def _options(head: type[Head], registered: str, args: argparse.Namespace) -> dic
 
 
 def write_files(
-    asked: Asked, result: Any, image: ImageLike, maps: Sequence[Path], overlay: Path | None
+    asked: Asked,
+    result: Any,
+    image: ImageLike,
+    maps: Sequence[Path],
+    overlay: Path | None,
+    attention: Path | None = None,
 ) -> dict[str, Any]:
     """Write the files of a picture, each whole or not at all; return what is to be known of them.
 
@@ -119,6 +124,7 @@ def write_files(
         image: the picture.
         maps: the files of `Asked.maps`, or none.
         overlay: the file of the picture with what is found, if one is wanted.
+        attention: the file of where the words of each sentence looked, likewise.
     """
     from PIL import Image
 
@@ -140,6 +146,11 @@ def write_files(
             )
         captions = [result.names] if asked.registered == MASKS else []
         _save(result.overlay(image, *captions), overlay)
+    if attention is not None:
+        from bridger.predictions.side_by_side import stacked
+
+        count = range(len(result.attention))
+        _save(stacked([result.attention_sheet(image, expression=n) for n in count]), attention)
     return about
 
 

@@ -40,6 +40,7 @@ EXAMPLES = """\
   bridger predict picture.jpg owl drum --adapter tiny-heads --head detection --overlay seen.png
   bridger predict picture.jpg dog cat --adapter detector --json -
   bridger predict street.jpg --adapter parser --classes classes.txt --window 512
+  bridger predict picture.jpg "the owl on the left" --attention looks.png
   bridger predict --batch photos "the dog" --out masks --json found.jsonl
 """
 
@@ -89,6 +90,13 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="the picture with what is found; with --batch the folder for them",
     )
     parser.add_argument(
+        "--attention",
+        type=Path,
+        metavar="PNG",
+        help="where each token looked at each stage of Bridgers, a sheet for each sentence; of "
+        "one picture, not with --batch",
+    )
+    parser.add_argument(
         "--threshold",
         type=share,
         metavar="P",
@@ -108,6 +116,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Predict, write the files, and say what was found and how long it took."""
     if args.batch:
+        if args.attention is not None:
+            raise ValueError("--attention draws one picture: leave it out, or --batch")
         answer_folder(args)
         return None
     if args.image.is_dir():
@@ -118,24 +128,28 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         raise FileNotFoundError(f"there is no picture {args.image}")
     asked = Asked.of(args)
     out = args.out
-    if out is None and args.overlay is None:
+    if out is None and args.overlay is None and args.attention is None:
         out = FILES.get(asked.registered)
     maps = [] if out is None else asked.maps(out)
-    outs = maps if args.overlay is None else [*maps, args.overlay]
+    drawn = [path for path in (args.overlay, args.attention) if path is not None]
+    outs = [*maps, *drawn]
     for path in outs:
         check_picture(path)
     places = [path.resolve() for path in (args.image, *outs)]
     if len(set(places)) < len(places):
         raise ValueError(
-            f"IMAGE, --out and --overlay must be different files, found {args.image} and "
+            f"IMAGE and the files to write must be different ones, found {args.image} and "
             + ", ".join(map(str, outs))
         )
     times = {"loading": time.monotonic()}
     model = load_model(asked.adapter, args)
     times["running"] = time.monotonic()
-    result = model.predict(args.image, asked.words, head=asked.head, **asked.options)
+    looks = args.attention is not None
+    result = model.predict(
+        args.image, asked.words, head=asked.head, return_attention=looks, **asked.options
+    )
     times["writing"] = time.monotonic()
-    about = write_files(asked, result, args.image, maps, args.overlay)
+    about = write_files(asked, result, args.image, maps, args.overlay, args.attention)
     ends = [*list(times.values())[1:], time.monotonic()]
     seconds = {name: end - times[name] for name, end in zip(times, ends, strict=True)}
     found = found_in(result)
