@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridger.evaluation.table import Table
+from bridger.evaluation.table import Links, Table
 from bridger.pictures import read_picture
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ figcaption { color: #57606a; font-size: 0.85rem; }
 """
 
 
-def document(title: str, body: Sequence[str]) -> str:
-    """Return a whole page."""
+def document(title: str, body: Sequence[str], style: str = "") -> str:
+    """Return a whole page, with more rules of style where it has parts of its own."""
     return "\n".join(
         [
             "<!DOCTYPE html>",
@@ -55,7 +55,7 @@ def document(title: str, body: Sequence[str]) -> str:
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>",
-            f"<style>{_STYLE}</style>",
+            f"<style>{_STYLE}{style}</style>",
             "</head>",
             "<body>",
             *body,
@@ -71,12 +71,21 @@ def table(shown: Table) -> str:
     kind = ' class="published"' if shown.published else ""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in shown.header)
     rows = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows
+        "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows
     )
     note = f'\n<p class="note">{escape(shown.note)}</p>' if shown.note else ""
     return (
         f'<div class="scroll"><table{kind}>\n<caption>{escape(shown.title)}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>{note}"
+    )
+
+
+def _cell(cell: str) -> str:
+    if not isinstance(cell, Links):
+        return escape(cell)
+    return " ".join(
+        f'<a href="{escape(address)}">{escape(word)}</a>'
+        for word, address in cell.addresses.items()
     )
 
 

@@ -17,6 +17,22 @@ INDENT, GAP = "  ", "  "
 """In front of rows, and between columns."""
 
 
+class Links(str):
+    """A cell whose words lead somewhere; for a terminal, the words.
+
+    Attributes:
+        addresses: where to, by word, relative to the page.
+    """
+
+    addresses: Mapping[str, str]
+
+    def __new__(cls, addresses: Mapping[str, str]) -> Links:
+        """Take the addresses."""
+        self = super().__new__(cls, " ".join(addresses))
+        self.addresses = addresses
+        return self
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells to be shown.
