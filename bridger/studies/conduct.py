@@ -56,7 +56,7 @@ class Conduct:
         self.fingerprints = {name: fingerprint(data) for name, data in splits.items()}
         self.judged = tuple(name for name in splits if name != "train")
         if not self.store.pictures():
-            self.store.write_pictures(questions(splits, self.judged[-1]))
+            self.store.write_pictures(questions(splits, self.judged))
         rates = Rates(self.study, self.plan, self.make, QUICK["steps"] if self.quick else None)
         self._check_searched(rates.found)
         plans = self._plans(rates)
@@ -147,23 +147,22 @@ class Conduct:
         )
 
 
-def questions(splits: dict[str, Any], split: str) -> list[dict[str, Any]]:
-    """Return what every run is asked for a picture of: the first pictures of a split.
+def questions(splits: dict[str, Any], judged: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what every run is asked for a picture of: the first pictures of the test splits.
 
     Args:
         splits: data sets by name.
-        split: the one that is asked about.
+        judged: what is judged; its validation split is asked about where it is alone.
     """
-    data = splits[split]
-    asked = []
-    for refs in data.pictures()[:QUESTIONS]:
-        sample = data[refs[0]]
-        asked.append(
-            {
-                "split": split,
-                "index": refs[0],
-                "image": sample.image_path.name,
-                "words": sample.sentences[0],
-            }
-        )
-    return asked
+    tests = [name for name in judged if name != VALIDATION] or list(judged)
+    each = max(1, QUESTIONS // len(tests))
+    return [
+        {
+            "split": split,
+            "index": refs[0],
+            "image": splits[split][refs[0]].image_path.name,
+            "words": splits[split][refs[0]].sentences[0],
+        }
+        for split in tests[:QUESTIONS]
+        for refs in splits[split].pictures()[:each]
+    ]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bridger.studies.store import LOG_FILE, Plan, Store
 
+PERFORM = (sys.executable, "-m", "bridger.studies.perform")
 WAIT = 0.2  # seconds between looks at the processes
 PATIENCE = 60  # seconds that a run has to save what it trained
 
@@ -128,7 +129,7 @@ class _Pool:
     def start(self, plan: Plan) -> None:
         slot = next(slot for slot in range(self.machine.jobs) if slot not in self.slots)
         folder = self.store.prepare(plan)
-        command = [sys.executable, "-m", "bridger.studies.perform", str(folder), *self.imports]
+        command = [*PERFORM, str(folder), *self.imports]
         with (folder / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 command,

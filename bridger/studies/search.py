@@ -73,17 +73,13 @@ class Rates:
 
     def of(self, setting: str) -> dict[str, Any]:
         """Return what the search changes in a setting's recipe."""
-        group = self._group(setting)
-        own = [found for found in self.found if self._group(found.setting) == group]
-        first = self.study.search and self.study.search.first
-        common = [found for found in self.found if found.setting == first]
+        first = None if self.study.search is None else self.study.search.first
         changes: dict[str, Any] = {}
-        for found in (*common, *own):
-            changes |= found.changes
+        for name in (first, self.study.rates_of(setting)):
+            for found in self.found:
+                if found.setting == name:
+                    changes |= found.changes
         return changes
-
-    def _group(self, setting: str) -> str:
-        return self.study.settings[setting].group or setting
 
     def _search(self, search: Search, names: Sequence[str]) -> list[Found]:
         """Try the grid in each of the settings."""

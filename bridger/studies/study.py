@@ -42,8 +42,8 @@ class Setting(Config):
         changes: options of the recipe that differ from the base's.
         group: settings of one method in several sizes have one group; plots join them.
         size: what tells the sizes apart, for people: a rank, a width.
-        search: rates of the recipe that take the searched value, such as "tower_learning_rate";
-            the group's other settings take it too. None: the group keeps the recipe's.
+        search: options of the recipe that take the searched rate, such as "tower_learning_rate".
+        rates: the searched setting whose rates this one takes; by default the one of its group.
         seeds: how many, where it is another number than the study's.
         reason: why there is nothing to run; such a row says so.
 
@@ -55,6 +55,7 @@ class Setting(Config):
     group: str | None = None
     size: str | None = None
     search: tuple[str, ...] = ()
+    rates: str | None = None
     seeds: int | None = None
     reason: str | None = None
 
@@ -135,7 +136,9 @@ class Study(Config):
             raise ValueError("a study needs settings to run")
         if not self.reference:
             object.__setattr__(self, "reference", run[0])
-        for what, name in (("reference", self.reference), ("search.first", self._first)):
+        named = {"reference": self.reference, "search.first": self._first}
+        named |= {f"{name}.rates": settings[name].rates for name in run}
+        for what, name in named.items():
             if name is not None and name not in run:
                 raise ValueError(f"{what} {name!r} is no setting: {did_you_mean(name, run)}")
         check_whole("seeds", self.seeds)
@@ -198,8 +201,17 @@ class Study(Config):
         """
         return range(asked or self.settings[setting].seeds or self.seeds)
 
+    def rates_of(self, setting: str) -> str | None:
+        """Return the searched setting whose rates a setting takes, if there is one."""
+        own = self.settings[setting]
+        if own.search or own.rates is not None:
+            return setting if own.search else own.rates
+        searched = [name for name, other in self.settings.items() if other.search]
+        groups = {self.settings[name].group: name for name in reversed(searched)}
+        return None if own.group is None else groups.get(own.group)
+
     def only(self, names: list[str]) -> Study:
-        """Return the study with some of its settings, and the reference, alone.
+        """Return the study with some of its settings, and those that they need, alone.
 
         Raises:
             ValueError: one of them is none.
@@ -211,6 +223,7 @@ class Study(Config):
                     f"{did_you_mean(name, list(self.settings))}"
                 )
         kept = {self.reference, self._first, *names}
+        kept |= {self.rates_of(name) for name in (self.reference, *names)}
         return self.replace(settings={n: s for n, s in self.settings.items() if n in kept})
 
 

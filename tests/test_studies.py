@@ -1,0 +1,347 @@
+"""Studies: what they ask, which runs that means, and that each is made once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridger.data import RefCOCO
+from bridger.data.scenes import write_scenes
+from bridger.studies import scheduling
+from bridger.studies.perform import order_of
+from bridger.studies.scheduling import Machine, RunFailed, run_all
+from bridger.studies.search import Rates
+from bridger.studies.store import Cases, Plan, Run, Store, fingerprint
+from bridger.studies.study import COMPARISON, Study, study_names
+from bridger.tasks import get_task
+from bridger.training import Recipe
+
+SMALL = {"name": "small", "base": "quickstart"}
+
+
+def study(**values: Any) -> Study:
+    return Study.from_dict({**SMALL, "settings": {"usual": {}}, **values})
+
+
+def plan(name: str = "usual", seed: int = 0, **changes: Any) -> Plan:
+    recipe = Recipe.preset("quickstart", seed=seed, **changes)
+    return Plan(name, recipe, Path("data"), ("val",), {"train": "a", "val": "b"})
+
+
+# What a study asks.
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_of_the_package_can_be_followed(name: str) -> None:
+    asked = Study.load(name)
+    recipes = {setting: asked.recipe(setting) for setting in asked.runnable()}
+    assert asked.note and asked.reference in recipes
+    differing = {json.dumps(recipe.to_dict(), sort_keys=True) for recipe in recipes.values()}
+    assert len(differing) == len(recipes)  # no two settings are the same run
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_the_settings_of_a_study_share_one_budget(name: str) -> None:
+    asked = Study.load(name)
+    budgets = {
+        (recipe.steps, recipe.batch_size, recipe.expressions, recipe.schedule, recipe.accumulation)
+        for recipe in map(asked.recipe, asked.runnable())
+    }
+    assert len(budgets) == 1
+
+
+def test_groups_of_options_are_merged_with_the_bases() -> None:
+    asked = study(settings={"wide": {"changes": {"bridger_options": {"hidden_dim": 128}}}})
+    base = Recipe.preset("quickstart")
+    expected = {**base.bridger_options, "hidden_dim": 128}
+    assert asked.recipe("wide").bridger_options == expected
+    assert asked.recipe("wide", seed=3).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"settings": {}}, "needs settings to run"),
+        ({"settings": {"a": {"change": {}}}}, "'a'.*did you mean 'changes'"),
+        ({"settings": {"a": {}, "b": {"reason": "no", "search": ["eps"]}}}, "with a reason"),
+        ({"settings": {"a": {}}, "reference": "b"}, "reference 'b' is no setting"),
+        ({"settings": {"a": {"rates": "b"}}}, "a.rates 'b' is no setting"),
+        ({"search": {"values": []}}, "needs values"),
+        ({"search": {"values": [1e-3], "first": "b"}}, "search.first 'b' is no setting"),
+    ],
+)
+def test_a_study_that_cannot_be_followed_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        study(**values)
+
+
+def test_a_file_with_an_unknown_option_names_the_setting_and_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"settings": {"odd": {"changes": {"stepz": 3}}}}))
+    with pytest.raises(ValueError, match=r"mine\.json.*'odd'.*did you mean 'steps'"):
+        Study.load(path)
+    with pytest.raises(ValueError, match="did you mean 'positions'"):
+        Study.load("position")
+
+
+def test_some_settings_bring_those_that_they_need() -> None:
+    asked = Study.load(COMPARISON)
+    kept = asked.only(["LoRA, rank 48"]).settings
+    assert set(kept) == {asked.reference, "the head alone", "LoRA, rank 8", "LoRA, rank 48"}
+    with pytest.raises(ValueError, match="did you mean .*'LoRA, rank 48'"):
+        asked.only(["LoRA, rank 84"])
+
+
+# Which run that is.
+
+
+def test_a_run_is_told_by_what_decides_it() -> None:
+    usual = plan()
+    assert plan(seed=1).digest == usual.digest
+    assert plan(note="other words", cost="much").digest == usual.digest
+    assert plan("another name").digest == usual.digest
+    others = [
+        plan(steps=7),
+        plan(bridgers=None),
+        replace(usual, splits=("val", "testA")),
+        replace(usual, fingerprints={"train": "a", "val": "c"}),
+    ]
+    assert len({usual.digest, *(other.digest for other in others)}) == 5
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), plan(seed=2, trainable=("positions",))
+    read = Plan.read(store.prepare(asked))
+    assert (read.recipe, read.seed, read.digest) == (asked.recipe, 2, asked.digest)
+    assert store.find(asked) is None
+
+
+def test_cases_are_read_as_they_were_written(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).integers(0, 1 << 20, size=(3, 50))
+    Cases(*numbers).save(tmp_path / "cases.npz")
+    read = Cases.load(tmp_path / "cases.npz")
+    assert (np.stack([read.picture, read.intersection, read.union]) == numbers).all()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, {"train": 6, "val": 2, "testA": 2, "testB": 2}, size=64)
+    return folder
+
+
+def test_data_are_told_by_what_they_hold_and_not_by_their_place(
+    scenes: Path, tmp_path: Path
+) -> None:
+    write_scenes(tmp_path, {"train": 6, "val": 2, "testA": 2, "testB": 2}, size=64)
+    first, second = (RefCOCO(folder, "train") for folder in (scenes, tmp_path))
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint(RefCOCO(scenes, "testA"))
+
+
+def test_all_settings_of_a_seed_see_the_same_pictures_and_words(scenes: Path) -> None:
+    data, task = RefCOCO(scenes, "train"), get_task("referring_segmentation")
+    asked = Study.load(COMPARISON)
+    short = {"steps": 3, "batch_size": 2}
+    orders = {
+        order_of(asked.recipe(name, **short, seed=1), task, data) for name in asked.runnable()
+    }
+    assert len(orders) == 1
+    assert orders != {order_of(asked.recipe(asked.reference, **short, seed=2), task, data)}
+
+
+# Making runs.
+
+WORKER = """
+import json, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+with (folder.parent.parent / "made").open("a") as made:
+    print(folder.parent.name, folder.name, time.time(), "begin", file=made)
+{work}
+(folder / "result.json").write_text(json.dumps({{"setting": "x", "seed": 0}}))
+with (folder.parent.parent / "made").open("a") as made:
+    print(folder.parent.name, folder.name, time.time(), "end", file=made)
+"""
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a few lines in the place of training."""
+
+    def put(work: str = "") -> None:
+        command = (sys.executable, "-c", WORKER.format(work=work))
+        monkeypatch.setattr(scheduling, "PERFORM", command)
+
+    return put
+
+
+def test_every_run_is_made_once(tmp_path: Path, worker: Callable[..., None]) -> None:
+    worker()
+    store, told = Store(tmp_path), []
+    plans = [plan(seed=seed, steps=steps) for seed in (0, 1) for steps in (1, 2)]
+    run_all([*plans, *plans], store, Machine(2, 1), lambda done, *_: told.append(done))
+    run_all(plans, store, Machine(2, 1))
+    lines = (tmp_path / "made").read_text().split("\n")
+    assert sum("begin" in line for line in lines) == 4
+    assert all(store.find(each) is not None for each in plans)
+    assert told[-1] == 8
+
+
+def test_no_more_runs_at_once_than_asked_for(tmp_path: Path, worker: Callable[..., None]) -> None:
+    worker("time.sleep(0.3)")
+    run_all([plan(seed=seed) for seed in range(4)], Store(tmp_path), Machine(2, 1))
+    events = [line.split() for line in (tmp_path / "made").read_text().splitlines()]
+    running, most = 0, 0
+    for event in sorted(events, key=lambda event: float(event[2])):
+        running += 1 if event[3] == "begin" else -1
+        most = max(most, running)
+    assert most == 2
+
+
+def test_a_run_that_fails_is_named_after_the_others_were_made(
+    tmp_path: Path, worker: Callable[..., None]
+) -> None:
+    worker("if folder.name == 'seed-1': raise SystemExit('the disk is full')")
+    store = Store(tmp_path)
+    with pytest.raises(RunFailed, match=r"1 runs.*\n.*usual, seed 1: the disk is full.*log\.txt"):
+        run_all([plan(seed=seed) for seed in range(3)], store, Machine(1, 1))
+    assert [store.find(plan(seed=seed)) is not None for seed in range(3)] == [True, False, True]
+
+
+def test_an_interrupted_study_interrupts_its_runs(
+    tmp_path: Path, worker: Callable[..., None]
+) -> None:
+    worker(
+        "(folder / 'ready').touch()\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    (folder / 'saved').touch(); raise SystemExit\n"
+    )
+    store, asked = Store(tmp_path), plan()
+
+    def interrupt(*_: Any) -> None:
+        return None
+
+    start = scheduling._Pool.ended
+
+    def ended(pool: Any) -> Any:
+        if (store.folder(asked) / "ready").exists():
+            raise KeyboardInterrupt
+        return start(pool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduling._Pool, "ended", ended)
+        with pytest.raises(KeyboardInterrupt):
+            run_all([asked], store, Machine(1, 1), interrupt)
+    assert (store.folder(asked) / "saved").exists()
+    assert store.find(asked) is None
+
+
+# Searching rates.
+
+
+def searched(figures: dict[tuple[str, float], float]) -> tuple[Rates, list[Plan]]:
+    """Search where val gives these figures; return the rates and the plans that were made."""
+    asked = study(
+        settings={
+            "alone": {"changes": {"bridgers": None}, "search": ["learning_rate"]},
+            "one": {"group": "ones", "search": ["bridger_learning_rate"]},
+            "two": {"group": "ones", "changes": {"bridger_options": {"hidden_dim": 16}}},
+            "other": {"changes": {"bridgers": None, "steps": 9}},
+        },
+        search={"values": [0.1, 0.2, 0.4], "steps": 5, "first": "alone"},
+    )
+    made: list[Plan] = []
+
+    def planning(name: str, splits: Sequence[str], **changes: Any) -> Plan:
+        recipe = asked.recipe(name, **changes)
+        return Plan(name, recipe, Path("data"), tuple(splits), {})
+
+    def make(plans: Sequence[Plan]) -> list[Run | None]:
+        made.extend(plans)
+        return [
+            Run(
+                Path(),
+                each.setting,
+                each.seed,
+                {
+                    "splits": {"val": {"mIoU": figures[each.setting, _rate(each)]}},
+                    "seconds": {"all": 2.0},
+                },
+            )
+            for each in plans
+        ]
+
+    return Rates(asked, planning, make), made
+
+
+def _rate(each: Plan) -> float:
+    recipe = each.recipe
+    return recipe.learning_rate if each.setting == "alone" else recipe.bridger_learning_rate or 0
+
+
+FIGURES = {
+    ("alone", 0.1): 0.5,
+    ("alone", 0.2): 0.7,
+    ("alone", 0.4): 0.6,
+    ("one", 0.1): 0.1,
+    ("one", 0.2): 0.2,
+    ("one", 0.4): 0.3,
+}
+
+
+def test_rates_are_the_best_of_the_grid_and_the_first_holds_for_all() -> None:
+    rates, _ = searched(FIGURES)
+    assert rates.of("alone") == {"learning_rate": 0.2}
+    assert rates.of("one") == {"learning_rate": 0.2, "bridger_learning_rate": 0.4}
+    assert rates.of("two") == rates.of("one")
+    assert rates.of("other") == rates.of("alone")
+    assert [found.at_an_end for found in rates.found] == [False, True]
+    assert [found.seconds for found in rates.found] == [6.0, 6.0]
+
+
+def test_a_search_touches_val_alone_and_has_a_seed_of_its_own() -> None:
+    _, made = searched(FIGURES)
+    assert len(made) == 6
+    assert {each.splits for each in made} == {("val",)}
+    assert {each.seed for each in made} == {1000}
+    assert {each.recipe.steps for each in made} == {5}
+    assert {each.recipe.learning_rate for each in made if each.setting == "one"} == {0.2}
+
+
+# All of it.
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_with_the_same_table(scenes: Path, tmp_path: Path) -> None:
+    def ablate(out: Path) -> subprocess.Popen[bytes]:
+        words = ("ablate", "padding", "--data", str(scenes), "--out", str(out), "--quick")
+        command = [sys.executable, "-m", "bridger", *words, "--json", str(out / "told.json")]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for out in (whole, killed):
+        out.mkdir()
+    first = ablate(killed)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("runs/*/*/log.txt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    first.send_signal(signal.SIGKILL)  # its runs live on, and the next study waits for them
+    assert first.wait(10) != 0
+    for out in (killed, whole):
+        assert ablate(out).wait(300) == 0
+    tables = [json.loads((out / "told.json").read_text()) for out in (killed, whole)]
+    rows = [table["padding"]["rows"] for table in tables]
+    assert rows[0] == rows[1]
+    assert set(rows[0]) == {"masked", "not masked"}
