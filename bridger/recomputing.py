@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from bridger.towers.base import is_a
@@ -45,7 +46,11 @@ def recompute(root: nn.Module, on: bool) -> None:
     """Turn the switch of all `Recomputing` modules below."""
     for module in root.modules():
         if isinstance(module, Recomputing):
-            module.recompute = on
+            module.recompute = on and not _counts_batches(module)
+
+
+def _counts_batches(module: nn.Module) -> bool:
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def is_recomputing(module: nn.Module) -> bool:

@@ -136,9 +136,11 @@ def replayed(encoder: BridgedEncoder, pixels: Tensor, words: Tensor) -> list[Ten
         if stage == 0:
             state = state.clone(memory_format=torch.contiguous_format)  # one per expression
         to_state, to_tokens, carry = encoder.bridgers(stage, state, tokens, mask, carry, size)
-        maps.append(state + to_state)
-        made[0][v] = vision.write_map(v, seen, maps[-1])
-        made[1][t] = text.write_tokens(t, read, tokens + to_tokens)
+        maps.append(state if to_state is None else state + to_state)
+        if to_state is not None:
+            made[0][v] = vision.write_map(v, seen, maps[-1])
+        if to_tokens is not None:
+            made[1][t] = text.write_tokens(t, read, tokens + to_tokens)
     last = len(vision.blocks) - 1, len(text.blocks) - 1
     image, seen = _run(vision, made[0], last[0], lambda: vision.call(pixels, {}))
     said, read = _run(text, made[1], last[1], lambda: text.call(token_ids, mask, {}))

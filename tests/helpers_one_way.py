@@ -27,6 +27,9 @@ CONFIGS = {
     "no carry": one_way(carry="none"),
     "pointwise zoom": one_way(zoom="pointwise", zoom_stride=8),
     "padding read": one_way(mask_padding=False),
+    "no self-attention": one_way(self_attention=False),
+    "dense": one_way(interactor="dense"),
+    "dense, no carry": one_way(interactor="dense", carry="none"),
     "etris_vit": one_way(BridgerConfig.preset("etris_vit", hidden_dim=16, num_heads=2)),
     "etris_vit, output carried": one_way(
         BridgerConfig.preset("etris_vit", hidden_dim=16, num_heads=2), carry="output"
@@ -92,7 +95,7 @@ def by_hand(encoder: BridgedEncoder, pixels: Tensor, words: Tensor, n: int = 1) 
             at.index(index), seen, tokens, mask, carry, size
         )
         assert nothing is None
-        maps.append(seen + residual)
+        maps.append(seen if residual is None else seen + residual)
         x = torch.cat([others, maps[-1].flatten(2).mT], dim=1)
     x = vision.norm(x)
     last = x[:, vision.num_prefix_tokens :].mT.unflatten(2, (height, width))

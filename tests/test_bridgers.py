@@ -226,7 +226,7 @@ def test_any_number_of_stages() -> None:
 # --- Zero start ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("interactor", ["attention", "gate"])
+@pytest.mark.parametrize("interactor", ["attention", "gate", "dense"])
 @pytest.mark.parametrize("zoom_in", ALL_ZOOM_PARTS)
 @pytest.mark.parametrize("zoom_out", ALL_ZOOM_PARTS)
 def test_zero_start_changes_nothing_and_everything_learns(
@@ -279,7 +279,7 @@ def test_released_start_is_the_released_distribution() -> None:
 # --- Masks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("interactor", ["attention", "gate"])
+@pytest.mark.parametrize("interactor", ["attention", "gate", "dense"])
 def test_a_text_alone_equals_itself_in_a_padded_batch(interactor: str) -> None:
     stack = make_stack(BridgerConfig(**SMALL, interactor=interactor), [6, 6], [16, 16])
     maps, texts = states([6, 6], [(2, 3)] * 2)

@@ -8,8 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from bridger.bridgers.convolution import conv_bn_relu
 from bridger.heads.attention import Attention
-from bridger.heads.layers import SingleKeyAttention, conv_bn_relu, map_zoom
+from bridger.heads.layers import SingleKeyAttention, map_zoom
 from bridger.heads.positions import coordinates, grid_code, sequence_code
 from bridger.recomputing import Recomputing
 

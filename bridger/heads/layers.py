@@ -9,15 +9,6 @@ from torch.nn import functional as F
 from bridger.bridgers.zoom import Zoom, stride_ratio
 
 
-def conv_bn_relu(in_width: int, out_width: int, kernel_size: int = 1) -> nn.Sequential:
-    """Return a convolution that keeps the map's size, BatchNorm and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_width, out_width, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_width),
-        nn.ReLU(inplace=True),
-    )
-
-
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring a map (B, C, H, W) to `size` bilinearly; a map of that size is returned as it is."""
     if features.shape[-2:] == size:

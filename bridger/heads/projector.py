@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridger.heads.layers import conv_bn_relu, resize
+from bridger.bridgers.convolution import conv_bn_relu
+from bridger.heads.layers import resize
 
 KERNEL = 3
 PRIOR = 0.05  # an object's usual share of a picture

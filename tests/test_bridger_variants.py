@@ -1,0 +1,474 @@
+"""What a config can make of Bridgers beside the presets, held to the invariants of all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers_bridgers import Weights, attend, make_stack, norm, run_stack
+from helpers_conformance import (
+    SMALL,
+    changed,
+    close,
+    features,
+    gradients,
+    replayed,
+    same,
+)
+from helpers_one_way import acting, by_hand, one_way
+from helpers_towers import PAIRS, ids, images, pictures
+from torch import Tensor, nn
+
+from bridger import BridgedEncoder, BridgedModel, BridgerConfig, attach_bridgers
+from bridger.bridgers import Bridger, BridgerStack, Interactor
+from bridger.bridgers import interactor as interactor_module
+from bridger.bridgers.zoom import Size
+from bridger.heads import ReferringSegmentationHead
+
+TO_TEXT: dict[str, dict[str, Any]] = {
+    "to text": {},
+    "to text, pre-norm": {"pre_norm": True},
+    "to text, shared": {"share": True},
+    "to text, norm of the carry": {"carry_norm": True},
+    "to text, no carry": {"carry": "none"},
+    "to text, input carried": {"carry": "input", "cross_source": "input"},
+    "to text, gate": {"interactor": "gate"},
+    "to text, dense": {"interactor": "dense"},
+}
+VARIANTS: dict[str, BridgerConfig] = {
+    "no self-attention": SMALL.replace(self_attention=False),
+    "no feed-forward": SMALL.replace(ffn_dim=0),
+    "cross-attention alone": SMALL.replace(self_attention=False, ffn_dim=0, pre_norm=True),
+    "dense": SMALL.replace(interactor="dense"),
+    "zoom by convolutions": SMALL.replace(zoom="convolution"),
+    "zoom by transposed convolutions": SMALL.replace(zoom="transposed"),
+    "first skipped": SMALL.replace(skip=(0,), carry_norm=True),
+    "second skipped": SMALL.replace(skip=(1,), carry_norm=True),
+    "last skipped": SMALL.replace(skip=(2,), carry_norm=True),
+    "one left": SMALL.replace(skip=(2, 0)),
+    **{k: SMALL.replace(direction="to_text", **changes) for k, changes in TO_TEXT.items()},
+    "to text, first skipped": SMALL.replace(direction="to_text", skip=(0,)),
+}
+RAGGED = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+
+
+@pytest.fixture(params=sorted(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> BridgerConfig:
+    return VARIANTS[request.param]
+
+
+def attached(config: BridgerConfig | None, **options: Any) -> BridgedEncoder:
+    """Three stages on towers of one width; shared Bridgers need one stride too."""
+    return attach_bridgers(*PAIRS[pair_of(config)](), 3, config, **options)
+
+
+def pair_of(config: BridgerConfig | None) -> str:
+    return "open_clip_vit" if config is None or config.share else "open_clip_resnet"
+
+
+def batch_of(config: BridgerConfig, count: int = 2) -> tuple[Tensor, Tensor]:
+    return pictures(pair_of(config), count), ids(count)
+
+
+# --- Every variant in an encoder ----------------------------------------------------------------
+
+
+def test_towers_go_on_with_what_bridgers_made(variant: BridgerConfig) -> None:
+    """The same without lockstep: each tower alone, once for every stage."""
+    encoder = changed(attached(variant)).eval()
+    with torch.no_grad():
+        expected = replayed(encoder, *batch_of(variant))
+        found = features(encoder(*batch_of(variant)))
+    for a, b in zip(found, expected, strict=True):
+        close(a, b)
+
+
+def test_fresh_bridgers_change_nothing(variant: BridgerConfig) -> None:
+    encoder, batch = attached(variant).eval(), batch_of(variant)
+    with torch.no_grad():
+        plain = attach_bridgers(encoder.vision.module, encoder.text.module, 3, config=None)(*batch)
+        assert same(encoder(*batch), plain)
+        acting = changed(encoder)(*batch)
+        with encoder.disable():
+            assert same(encoder(*batch), plain)
+    assert not torch.equal(acting.tokens, plain.tokens)
+    assert not torch.equal(acting.sentence, plain.sentence)
+    touched = [not torch.equal(a, b) for a, b in zip(acting.maps, plain.maps, strict=True)]
+    if variant.direction == "to_text":
+        assert not any(touched)
+    else:  # from the first Bridger on
+        first = min({0, 1, 2} - set(variant.skip))
+        assert touched == [stage >= first for stage in range(3)]
+
+
+def test_every_parameter_learns_and_no_tower_does(variant: BridgerConfig) -> None:
+    encoder = changed(attached(variant))
+    given = gradients(encoder, batch_of(variant))
+    names = {n for n, p in encoder.named_parameters() if p.requires_grad}
+    assert names and set(given) == names
+    assert [n for n, gradient in given.items() if not gradient.any()] == []
+    assert all(p.grad is None for p in encoder.towers.parameters())
+
+
+def test_many_expressions_equal_many_calls(variant: BridgerConfig) -> None:
+    encoder = changed(attached(variant)).eval()
+    pixels, _ = batch_of(variant)
+    words = torch.stack([ids(2, seed=i) for i in range(3)], dim=1)
+    real = torch.tensor([[True, True, False], [True, True, True]])
+    garbage = words.clone()
+    garbage[0, 2] = 0
+    with torch.no_grad():
+        together = features(encoder(pixels, words))
+        alone = [features(encoder(pixels, words[:, n])) for n in range(3)]
+        ragged = features(encoder(pixels, garbage, expression_mask=real))
+    for row, tensors in enumerate(zip(*alone, strict=True)):
+        expected = torch.stack(tensors, dim=1).flatten(0, 1)
+        close(together[row], expected)
+        close(ragged[row][real.flatten()], expected[real.flatten()])
+
+
+def test_a_text_does_not_depend_on_its_padding(variant: BridgerConfig) -> None:
+    encoder = changed(attached(variant)).eval()
+    pixels, words = batch_of(variant, 3)
+    with torch.no_grad():
+        together = encoder(pixels, words)
+        for row in range(3):
+            length = int(together.token_mask[row].sum())
+            alone = encoder(pixels[row : row + 1], words[row : row + 1, :length])
+            for a, b in zip(
+                [*alone.maps, alone.sentence], [*together.maps, together.sentence], strict=True
+            ):
+                close(a[0], b[row])
+            close(alone.tokens[0, :length], together.tokens[row, :length])
+
+
+def test_saved_and_loaded(variant: BridgerConfig, tmp_path: Path) -> None:
+    head = {"width": 64, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
+    model = changed(attached(variant)).with_head(ReferringSegmentationHead, **head).eval()
+    with torch.no_grad():
+        expected = model(*batch_of(variant)).logits
+        model.save_pretrained(tmp_path)
+        model.detach()
+        loaded = BridgedModel.from_pretrained(tmp_path, *PAIRS[pair_of(variant)]())
+        assert torch.equal(loaded(*batch_of(variant)).logits, expected)
+    assert loaded.encoder.config == variant
+
+
+def test_config_survives_json(variant: BridgerConfig) -> None:
+    assert BridgerConfig.from_dict(json.loads(json.dumps(variant.to_dict()))) == variant
+
+
+def test_configs_of_before_are_what_they_were() -> None:
+    old = {k: v for k, v in SMALL.to_dict().items() if k not in ("skip", "self_attention")}
+    assert BridgerConfig.from_dict(old) == SMALL
+    assert BridgerConfig.preset("paper").skip == ()
+
+
+@pytest.mark.parametrize("name", ["dense", "to text, dense", "no feed-forward", "first skipped"])
+def test_activation_checkpointing_changes_no_gradient_and_counts_no_batch_twice(name: str) -> None:
+    config = VARIANTS[name].replace(dropout=0.3)
+    outcomes = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        encoder = changed(attached(config)).train()
+        if recompute:
+            encoder.activation_checkpointing_enable()
+        assert encoder.bridgers is not None
+        given = gradients(encoder, batch_of(config))
+        outcomes.append([*given.values(), *encoder.bridgers.buffers()])
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dense", "to text", "second skipped", "cross-attention alone"])
+def test_compiled_is_the_same(name: str) -> None:
+    torch._dynamo.reset()
+    encoder, batch = changed(attached(VARIANTS[name])).eval(), batch_of(VARIANTS[name])
+    expected = [*features(encoder(*batch)), *gradients(encoder, batch).values()]
+    encoder.compile(backend="eager")
+    found = [*features(encoder(*batch)), *gradients(encoder, batch).values()]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    torch._dynamo.reset()
+
+
+# --- Stages without a Bridger -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skip", [(0,), (1,), (2,), (0, 2)])
+@pytest.mark.parametrize("carry", ["output", "input", "none"])
+def test_skipped_stages_are_as_if_they_were_none(carry: str, skip: tuple[int, ...]) -> None:
+    """The others' maps and texts are those of an encoder that never had the skipped stages."""
+    config = SMALL.replace(carry=carry, carry_norm=True)
+    blocks = [(0, 0), (2, 1), (3, 3)]
+    left = [stage for stage in range(3) if stage not in skip]
+    towers, batch = PAIRS["open_clip_vit"](), (images(2, 32), ids(2))
+    fewer = changed(attach_bridgers(*towers, [blocks[s] for s in left], config)).eval()
+    skipping = attach_bridgers(*towers, blocks, config.replace(skip=skip)).eval()
+    assert fewer.bridgers is not None and skipping.bridgers is not None
+    skipping.bridgers.load_state_dict(fewer.bridgers.state_dict())
+    with torch.no_grad():
+        found, expected = skipping(*batch), fewer(*batch)
+    assert torch.equal(found.tokens, expected.tokens) and len(found.maps) == 3
+    assert torch.equal(found.sentence, expected.sentence)
+    inner = zip(left[:-1], expected.maps, strict=False)  # the last one is made dense
+    assert all(torch.equal(found.maps[stage], wanted) for stage, wanted in inner)
+    close(found.maps[-1], expected.maps[-1])
+
+
+@pytest.mark.parametrize("skip", [(0,), (1,), (2,), (0, 2)])
+def test_one_way_skipped_stages_are_read_all_the_same(skip: tuple[int, ...]) -> None:
+    encoder = acting(one_way(skip=skip, carry_norm=True))
+    pixels, words = images(2, 56), ids(2)
+    with torch.no_grad():
+        found, expected = features(encoder(pixels, words)), by_hand(encoder, pixels, words)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        (SMALL, [2, 6, 6, 6]),
+        (SMALL.replace(skip=(0,)), [2, 2, 2, 6]),
+        (SMALL.replace(direction="to_text"), [2, 2, 2, 2]),
+    ],
+)
+def test_pictures_run_once_up_to_the_first_bridger_that_writes_to_them(
+    config: BridgerConfig, rows: list[int]
+) -> None:
+    encoder = changed(attach_bridgers(*PAIRS["open_clip_vit"](), [(0, 0), (2, 2)], config)).eval()
+    seen: list[int] = []
+    for block in encoder.vision.blocks:
+        block.module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    out = encoder(images(2, 32), torch.stack([ids(2, seed=i) for i in range(3)], dim=1))
+    assert seen == rows and all(len(one) == 6 for one in features(out))
+
+
+def test_skipped_stages_have_no_module_and_say_so() -> None:
+    encoder = attached(SMALL.replace(skip=(0, 2)))
+    bridgers = encoder.bridgers
+    assert bridgers is not None and len(bridgers) == 3 and len(bridgers.stages) == 1
+    assert bridgers.at(0) is None and bridgers.at(1) is bridgers.stages[0]
+    lines = encoder.summary().splitlines()[1:]
+    assert [line.endswith("none") for line in lines] == [True, False, True]
+
+
+def test_stages_that_are_skipped_need_not_be_alike_to_share() -> None:
+    config = SMALL.replace(share=True, skip=(1,))
+    stack = make_stack(config, [6, 10, 6], [16, 8, 16])
+    assert stack.at(0) is stack.at(2) and stack.at(1) is None
+    with pytest.raises(ValueError, match=r"same vision widths at every stage, found \[6, 10\]"):
+        BridgerStack(SMALL.replace(share=True, skip=(1,)), [6, 6, 10], [16] * 3, [12] * 3)
+
+
+# --- Equality with an independent computation ---------------------------------------------------
+
+
+@pytest.mark.parametrize("self_attention", [False, True])
+@pytest.mark.parametrize("ffn_dim", [0, 6])
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_parts_of_the_interactor_that_are_off_are_identities(
+    self_attention: bool, ffn_dim: int, pre_norm: bool
+) -> None:
+    config = SMALL.replace(self_attention=self_attention, ffn_dim=ffn_dim, pre_norm=pre_norm)
+    interactor, w = interactor_of(config)
+    v, t = torch.randn(2, 6, 16), torch.randn(2, 5, 16)
+
+    def add(at: str, x: Tensor, branch: Any) -> Tensor:
+        return x + branch(norm(w, at, x)) if pre_norm else norm(w, at, x + branch(x))
+
+    def itself(at: str, x: Tensor, own: Tensor | None) -> Tensor:
+        if not self_attention:
+            return x
+        return add(f"{at}norm_self.", x, lambda h: attend(w, f"{at}self_attn.", h, h, 2, own))
+
+    def other(at: str, x: Tensor, y: Tensor, read: Tensor | None) -> Tensor:
+        y = norm(w, f"{at}norm_other.", y) if pre_norm else y
+        x = add(f"{at}norm_cross.", x, lambda h: attend(w, f"{at}cross_attn.", h, y, 2, read))
+        if not ffn_dim:
+            return x
+
+        def feed_forward(h: Tensor) -> Tensor:
+            inner = (h @ w[f"{at}ffn_up.weight"].T + w[f"{at}ffn_up.bias"]).relu()
+            return inner @ w[f"{at}ffn_down.weight"].T + w[f"{at}ffn_down.bias"]
+
+        return add(f"{at}norm_ffn.", x, feed_forward)
+
+    v_self, t_self = itself("vision.", v, None), itself("text.", t, RAGGED)
+    found = interactor(v, t, RAGGED, (2, 3))
+    close(found[0], other("vision.", v_self, t_self, RAGGED))
+    close(found[1], other("text.", t_self, v_self, None))
+
+
+def test_the_dense_interactor_equals_its_equations() -> None:
+    interactor, w = interactor_of(SMALL.replace(interactor="dense"))
+    v, t = torch.randn(2, 6, 16), torch.randn(2, 5, 16)
+
+    def convolve(at: str, x: Tensor) -> Tensor:
+        kernel = w[at + "0.weight"]
+        x = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+        mean, var = w[at + "1.running_mean"], w[at + "1.running_var"]
+        x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+        return (x * w[at + "1.weight"][:, None, None] + w[at + "1.bias"][:, None, None]).relu()
+
+    x = v.relu()
+    cells = x.mT.unflatten(2, (2, 3))
+    near = convolve("near.", cells)
+    middle = convolve("middle.1.", convolve("middle.0.", torch.cat([cells, near], 1)))
+    wide = convolve("wide.1.", convolve("wide.0.", torch.cat([cells, near, middle], 1)))
+    assert [y.shape[1] for y in (near, middle, wide)] == [8, 4, 4]
+    assert [w[f"{part}.1.0.weight"].shape[-1] for part in ("middle", "wide")] == [3, 5]
+    seen = x + torch.cat([near, middle, wide], 1).flatten(2).mT
+    found = interactor(v, t, RAGGED, (2, 3))
+    close(found[0], x + attend(w, "vision.", seen, t, 2, RAGGED))
+    close(found[1], t + attend(w, "text.", t, seen, 2, None))
+
+
+def interactor_of(config: BridgerConfig) -> tuple[nn.Module, Weights]:
+    """The interactor of a Bridger with random numbers, and these."""
+    interactor = make_stack(config, [6], [16]).stages[0].interactor
+    return interactor, interactor.state_dict()
+
+
+@pytest.mark.parametrize("zoom", ["strided", "pointwise", "convolution", "transposed"])
+@pytest.mark.parametrize(("stride", "shrinks"), [(8, True), (32, False)])
+def test_each_half_of_the_zoom_layer_may_be_pointwise(
+    zoom: str, stride: int, shrinks: bool
+) -> None:
+    bridger = Bridger(SMALL.replace(zoom=zoom), 6, stride, 12, 0, 1)
+    assert bridger.vision_out is not None
+    zooms = [bridger.vision_in, bridger.vision_out]
+    shrinking, enlarging = zooms if shrinks else reversed(zooms)
+    assert type(shrinking.conv) is nn.Conv2d and type(enlarging.conv) is nn.ConvTranspose2d
+    strided = {"strided": "ab", "pointwise": "", "convolution": "a", "transposed": "b"}[zoom]
+    assert shrinking.conv.kernel_size[0] == (2 if "a" in strided else 1)
+    assert enlarging.conv.kernel_size[0] == (2 if "b" in strided else 1)
+    small, large = (
+        torch.randn(1, z.conv.in_channels, n, n) for z, n in ((enlarging, 3), (shrinking, 6))
+    )
+    for layer, x, size in ((shrinking, large, (3, 3)), (enlarging, small, (6, 6))):
+        layer.conv.weight.data.normal_()
+        if layer.kernel == 1:  # a resize of what the 1x1 convolution gives
+            weight = layer.conv.weight[..., 0, 0]
+            weight = weight if layer is shrinking else weight.mT
+            expected = F.interpolate(
+                torch.einsum("oc,bchw->bohw", weight, x), size, mode="bilinear"
+            )
+            close(layer(x, size), expected)
+
+
+# --- Texts that read pictures -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, [True, True, True, False]),
+        ({"skip": (2, 3)}, [True, False]),
+        ({"share": True}, [True]),
+        ({"carry": "none"}, [False] * 4),
+        ({"carry": "input"}, [False] * 4),
+    ],
+)
+def test_pictures_are_updated_only_where_a_later_stage_reads_them(
+    changes: dict[str, Any], kept: list[bool]
+) -> None:
+    config = SMALL.replace(direction="to_text", **changes)
+    names = list(BridgerStack(config, [8] * 4, [16] * 4, [12] * 4).state_dict())
+
+    def holds(place: int, part: str) -> bool:
+        return any(n.startswith(f"stages.{place}.interactor.vision.{part}") for n in names)
+
+    assert [holds(place, "cross_attn") for place in range(len(kept))] == kept
+    assert all(holds(place, "self_attn") for place in range(len(kept)))  # texts read its outcome
+    assert not any("vision_out" in name for name in names)
+
+
+@pytest.mark.parametrize("name", TO_TEXT)
+def test_texts_get_what_bridgers_in_both_directions_would_give_them(name: str) -> None:
+    """On the same states: what was left out never reached a text."""
+    config = VARIANTS[name]
+    one = make_stack(config, [8] * 3, [16] * 3)
+    both = make_stack(config.replace(direction="both"), [8] * 3, [16] * 3)
+    rest = both.load_state_dict(one.state_dict(), strict=False)
+    assert not rest.unexpected_keys and rest.missing_keys
+    assert all("vision_out" in n or ".interactor.vision." in n for n in rest.missing_keys)
+    maps, texts = [torch.randn(2, 8, 2, 2) for _ in range(3)], [torch.randn(2, 5, 12)] * 3
+    with torch.no_grad():
+        found = run_stack(one, maps, texts, RAGGED, (32, 32))
+        expected = run_stack(both, maps, texts, RAGGED, (32, 32))
+    for (to_map, to_text), (_, wanted) in zip(found, expected, strict=True):
+        assert to_map is None and to_text.any() and torch.equal(to_text, wanted)
+
+
+def test_backward_keeps_nothing_of_the_vision_tower() -> None:
+    encoder = changed(attached(SMALL.replace(direction="to_text")))
+    out = encoder(*batch_of(SMALL))
+    assert not any(one.requires_grad for one in out.maps) and out.tokens.requires_grad
+
+
+# --- What is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"skip": [0, 0]}, r"skip must be a tuple of different stages.*not \(0, 0\)"),
+        ({"skip": 1}, "skip must be a tuple of different stages"),
+        ({"skip": [-1]}, "counted from 0"),
+        ({"skip": [True]}, "skip must be a tuple"),
+        ({"skip": ["layer2"]}, "skip must be a tuple"),
+        ({"self_attention": 1}, "self_attention must be True or False"),
+        ({"ffn_dim": True}, "ffn_dim must be a whole number, 0 or more"),
+        ({"zoom": "convolutions"}, "did you mean 'convolution'"),
+        ({"direction": "to_texts"}, "did you mean 'to_text'"),
+    ],
+)
+def test_bad_options_say_what_was_wrong(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SMALL.replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (SMALL.replace(skip=(0, 3)), r"not there, \[3\]: there are 3, 0 to 2"),
+        (SMALL.replace(skip=(0, 1, 2)), "leaves none of the 3 stages to bridge.*config=None"),
+        (SMALL.replace(interactor="dense", hidden_dim=2), "'dense' needs hidden_dim >= 4, found 2"),
+    ],
+)
+def test_configs_that_do_not_fit_the_stages(config: BridgerConfig, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        attached(config)
+
+
+def test_texts_that_are_finished_cannot_be_written_to() -> None:
+    stages = [(1, None), (3, None)]
+    with pytest.raises(ValueError, match="read the finished text"):
+        attach_bridgers(*PAIRS["open_clip_vit"](), stages, SMALL.replace(direction="to_text"))
+    encoder = attached(SMALL.replace(direction="to_text"))
+    with pytest.raises(ValueError, match="Bridgers write to the text"):
+        encoder.read_text(ids(2))
+
+
+def test_interactors_that_always_update_the_map_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interactor_module, "_INTERACTORS", dict(interactor_module._INTERACTORS))
+
+    @interactor_module.register_interactor("stubborn")
+    class Stubborn(Interactor):
+        def __init__(self, config: BridgerConfig, updates_text: bool = True) -> None:
+            super().__init__(config, updates_text)
+
+        def forward(
+            self, vision: Tensor, text: Tensor, token_mask: Tensor | None, size: Size
+        ) -> tuple[Tensor, Tensor]:
+            return vision, text
+
+    BridgerStack(BridgerConfig(interactor="stubborn"), [8], [16], [12])
+    with pytest.raises(TypeError, match="takes no updates_vision.*leaves the map as it is"):
+        BridgerStack(BridgerConfig(interactor="stubborn", direction="to_text"), [8], [16], [12])
