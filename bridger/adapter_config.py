@@ -17,7 +17,10 @@ TOP = (
     ("tower_source", "etris", "trained_on"),
 )
 TOWERS = (("vision", "text"), ())
-ENCODER = (("stages", "bridgers", "trainable", "connect"), ("word_length", "peft", "spec"))
+ENCODER = (
+    ("stages", "bridgers", "trainable", "connect"),
+    ("word_length", "peft", "bottlenecks", "spec"),
+)
 PEFT = (("side", "path", "adapter", "config"), ())
 HEAD = (("type", "config", "loss_weight"), ())
 TOWER = ("library", "class", "name", "num_blocks", "widths")  # generic ones say more

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
+from bridger.bottlenecks import Bottlenecks
 from bridger.freezing import Flags, hold, release
 from bridger.lockstep import StageHooks
 from bridger.recomputing import Switched, switch_off
@@ -24,6 +25,7 @@ class Attachment:
         hooks: on the towers' blocks.
         frozen: the modules to hold; what is added later is released with the others.
         before_peft: parameters to put back at the end; filled later where there are any.
+        bottlenecks: to take out at the end; likewise.
         switched: what recomputes for this encoder; filled later, too.
         before: flags to restore, where they are known; see `hold`.
     """
@@ -33,11 +35,12 @@ class Attachment:
         hooks: Sequence[StageHooks | Tap],
         frozen: list[nn.Module],
         before_peft: Parameters,
+        bottlenecks: list[Bottlenecks],
         switched: list[Switched],
         before: Iterable[Flags] | None,
     ) -> None:
         self._hooks, self._frozen, self._before_peft = hooks, frozen, before_peft
-        self._switched = switched
+        self._bottlenecks, self._switched = bottlenecks, switched
         self._left = False
         hold(frozen, before)
 
@@ -50,6 +53,8 @@ class Attachment:
             hook.remove()
         switch_off(self._switched)
         release(self._frozen)
+        for inserted in self._bottlenecks:
+            inserted.remove()
         if self._before_peft:
             take_out_peft(self._before_peft)
 

@@ -20,6 +20,7 @@ from bridger._etris_layout import SAVED, ReleasedLayout
 from bridger.adapter_config import FORMAT_VERSION
 from bridger.adapter_files import ADAPTER_FILES, read, write
 from bridger.attach import attach_bridgers
+from bridger.bottlenecks import find_bottlenecks, owns_some, put_back_bottlenecks
 from bridger.bridgers import BridgerConfig
 from bridger.heads import get_head
 from bridger.processing import Processor
@@ -99,8 +100,16 @@ def describe_encoder(encoder: BridgedEncoder) -> dict[str, Any]:
         "connect": encoder.connect,
         "word_length": encoder.word_length,
         "peft": [_without_base(part) for part in describe_peft(encoder.peft_parts())],
+        **_describe_bottlenecks(encoder),
         "spec": asdict(encoder.spec),
     }
+
+
+def _describe_bottlenecks(encoder: BridgedEncoder) -> dict[str, Any]:
+    """Return the bottleneck adapters that are trained; others change nothing."""
+    found = find_bottlenecks(encoder.vision, encoder.text)
+    owned = found is not None and owns_some(encoder.tower_tensors)
+    return {"bottlenecks": found.to_dict()} if found and owned else {}
 
 
 def _describe_tower(tower: Tower) -> dict[str, Any]:
@@ -140,8 +149,9 @@ def load(
     _check_towers(config["towers"], {"vision": vision, "text": text})
     modules = {"vision": vision.module, "text": text.module}
     before = inject_peft(modules, peft)
-    encoder = None
+    encoder, bottlenecks = None, []
     try:
+        bottlenecks = put_back_bottlenecks(vision, text, parts.get("bottlenecks"))
         encoder = attach_bridgers(
             vision,
             text,
@@ -163,10 +173,13 @@ def load(
             model.etris_layout = ReleasedLayout.from_saved(layout, tensors)
         load_adapter_tensors(model, tensors, str(folder))
         encoder.before_peft.update(before)
+        encoder.bottlenecks += bottlenecks
         encoder.tower_source = encoder.tower_source or config.get("tower_source")
     except BaseException:
         if encoder is not None:
             encoder.detach()
+        for inserted in bottlenecks:
+            inserted.remove()
         take_out_peft(before)
         raise
     return model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 ConfigT = TypeVar("ConfigT", bound="Config")
@@ -34,6 +34,12 @@ def check_share(name: str, value: Any) -> None:
     """Refuse what is no number of at least 0 and below 1, with a ValueError."""
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
+
+
+def check_known(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse what is not among the known names, with a ValueError that offers the nearest ones."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is unknown: {did_you_mean(str(value), list(known))}")
 
 
 def check_flag(name: str, value: Any) -> None:

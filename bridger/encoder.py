@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bridger.attachment import Attachment
 from bridger.batch_statistics import BatchStatistics
+from bridger.bottlenecks import Bottlenecks
 from bridger.bridgers import BridgerConfig
 from bridger.bridging import make_bridgers, stride_of
 from bridger.disabling import disabled, is_disabled
@@ -73,7 +74,9 @@ class BridgedEncoder(SwitchedTowers):
         self.word_length = check_word_length(word_length, text.max_length)
         self._compiled = None
         self._switched: list[Switched] = []
-        self.before_peft: Parameters = {}  # set where loading put layers of peft into the towers
+        # Filled where loading, or a recipe, put something into the towers.
+        self.before_peft: Parameters = {}
+        self.bottlenecks: list[Bottlenecks] = []
         self.dense = vision.dense_projection(connect=connect)
         self.bridgers = None if config is None else make_bridgers(config, vision, text, self.stages)
         self.tower_tensors = TowerTensors(vision, text, self.trainable)
@@ -95,14 +98,16 @@ class BridgedEncoder(SwitchedTowers):
     def _attach(self, before: list[Flags] | None) -> None:
         self._hooks = TowerHooks.on(self.vision, self.text, self.stages)
         hooks = [hook for hook in self._hooks if hook is not None]
-        self._attachment = Attachment(hooks, self._frozen, self.before_peft, self._switched, before)
+        inserted = (self.before_peft, self.bottlenecks)
+        self._attachment = Attachment(hooks, self._frozen, *inserted, self._switched, before)
         self._attached = True
 
     def detach(self) -> None:
         """Remove hooks from the towers and give them their flags and modes back.
 
         A second call does nothing. The encoder cannot run afterwards. Where loading the adapter
-        brought layers of peft, the towers are what they were before; a user's own stay.
+        brought layers of peft or bottleneck adapters, the towers are what they were before; a
+        user's own stay.
         An encoder that nothing refers to any more is detached by itself.
         """
         if self._attached:

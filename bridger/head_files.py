@@ -117,7 +117,12 @@ def _differing(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
     Where only one of both has Bridgers, the tensors tell.
     """
-    saved = {"word_length": None, "peft": [], **saved}  # older adapters lack them
+    saved = {
+        "word_length": None,
+        "peft": [],
+        "bottlenecks": None,
+        **saved,
+    }  # older adapters lack them
     bridgers = saved["bridgers"] and BridgerConfig.from_dict(saved["bridgers"]).to_dict()
     pairs = {key: (saved[key], here[key]) for key in here if key not in ("bridgers", "spec")}
     if bridgers and here["bridgers"]:

@@ -77,7 +77,7 @@ def watch(module: nn.Module, run: Callable[[], Any]) -> Trace:
             state = None if isinstance(output, tuple) and not output else state_of(output)
             kept = state if isinstance(state, Tensor) else None
             version = 0 if kept is None else version_of(kept)
-            firings.append(Firing(name, watched, _given(args, kwargs), kept, version))
+            firings.append(Firing(name, watched, given_state(args, kwargs), kept, version))
 
         return record
 
@@ -184,7 +184,7 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+def given_state(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     states = [tensor for tensor in tensors if tensor.ndim >= 3 and tensor.is_floating_point()]
     return next(iter([*states, *tensors]), None)

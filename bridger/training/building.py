@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bridger.attach import attach_bridgers
+from bridger.bottlenecks import BottleneckConfig, Bottlenecks, insert_bottlenecks
 from bridger.bridgers import BridgerConfig
 from bridger.heads import get_head
 from bridger.processing import Processor
@@ -35,13 +36,16 @@ def build(
         torch.manual_seed(recipe.seed)
         vision, text, before = _with_peft(recipe.peft, vision, text)
         undo.callback(take_out_peft, before)
+        bottlenecks, inside = _with_bottlenecks(recipe.bottlenecks, vision, text)
+        for inserted in bottlenecks:
+            undo.callback(inserted.remove)
         torch.manual_seed(recipe.seed)
         encoder = attach_bridgers(
             vision,
             text,
             recipe.stages,
             config,
-            trainable=recipe.trainable,
+            trainable=(*recipe.trainable, *inside),
             connect=recipe.connect,
             word_length=recipe.word_length,
         )
@@ -50,6 +54,7 @@ def build(
         model = encoder.with_head(get_head(recipe.task), **recipe.head)
         model.processor = _cutting(recipe, processor or model.processor)
         encoder.before_peft.update(before)
+        encoder.bottlenecks += bottlenecks
         undo.pop_all()
     return model
 
@@ -60,7 +65,7 @@ def _with_peft(
     """Return the towers with a recipe's layers of peft, and what undoes them."""
     if not wanted:
         return vision, text, {}
-    entries = [
+    entries: list[Mapping[str, Any]] = [
         {"side": side, "path": "", "adapter": ADAPTER, "config": dict(config)}
         for side, config in wanted.items()
     ]
@@ -70,6 +75,16 @@ def _with_peft(
     except (TypeError, ValueError) as error:
         found = error.__cause__ or error
         raise ValueError(f"peft={dict(wanted)} does not fit the towers: {found}") from error
+
+
+def _with_bottlenecks(
+    wanted: Mapping[str, Any], vision: Any, text: Any
+) -> tuple[list[Bottlenecks], tuple[str, ...]]:
+    """Return what takes a recipe's bottleneck adapters out of the towers, and what trains them."""
+    if not wanted:
+        return [], ()
+    config = BottleneckConfig.from_dict(wanted)
+    return [insert_bottlenecks(vision, text, config)], config.trainable
 
 
 def _cutting(recipe: Recipe, processor: Processor | None) -> Processor | None:

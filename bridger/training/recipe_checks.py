@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from bridger.config import did_you_mean
+from bridger.bottlenecks import BottleneckConfig
+from bridger.config import check_known, did_you_mean
 from bridger.recomputing import LEVELS
 from bridger.tasks import Task, get_task, list_tasks
 
@@ -28,7 +29,7 @@ _NUMBERS = ("warmup", "weight_decay", "max_grad_norm")
 _FLAGS = ("connect", "compile")
 _TEXTS = ("towers", "task", "metric", "note", "cost")
 _TEXTS_OR_NONE = {"bridgers": "a preset's name", "prefix_cache": '"memory", a folder'}
-_MAPPINGS = ("bridger_options", "head", "peft", "aims")
+_MAPPINGS = ("bridger_options", "head", "peft", "bottlenecks", "aims")
 _WORDS = ("trainable", "datasets", "report_to", "augment")
 _CHOICES = {
     "schedule": SCHEDULES,
@@ -46,11 +47,11 @@ def check_recipe(recipe: Recipe) -> None:
     """
     _check_kinds(recipe)
     for name, known in _CHOICES.items():
-        _check_known(name, getattr(recipe, name), known)
-    _check_known("task", recipe.task, list_tasks())
+        check_known(name, getattr(recipe, name), known)
+    check_known("task", recipe.task, list_tasks())
     task = get_task(recipe.task)
     if recipe.metric:
-        _check_known("metric", recipe.metric, task.metrics)
+        check_known("metric", recipe.metric, task.metrics)
     _check_augment(recipe.augment, task)
     if recipe.augment and recipe.prefix_cache is not None:
         raise ValueError(
@@ -62,6 +63,8 @@ def check_recipe(recipe: Recipe) -> None:
     _check_datasets(recipe.datasets, task)
     _check_aims(recipe.aims, task)
     _check_peft(recipe.peft)
+    if recipe.bottlenecks:
+        BottleneckConfig.from_dict(recipe.bottlenecks)
     _check_optimizer(recipe)
     _check_schedule(recipe)
     if recipe.steps is not None and recipe.epochs is not None:
@@ -117,7 +120,7 @@ def _check_kinds(recipe: Recipe) -> None:
 
 def _check_augment(names: Sequence[str], task: Task) -> None:
     for name in names:
-        _check_known("augment", name, task.augmentations)
+        check_known("augment", name, task.augmentations)
 
 
 def _check_datasets(names: Sequence[str], task: Task) -> None:
@@ -127,7 +130,7 @@ def _check_datasets(names: Sequence[str], task: Task) -> None:
             f"which is found without a name: leave datasets out"
         )
     for name in names:
-        _check_known("datasets", name, task.datasets)
+        check_known("datasets", name, task.datasets)
     if len(set(names)) < len(names):
         raise ValueError(f"datasets names one twice: {', '.join(names)}")
 
@@ -136,10 +139,10 @@ def _check_aims(aims: Mapping[str, Any], task: Task) -> None:
     if not aims:
         return
     for key in aims:
-        _check_known("aims", key, AIMS)
+        check_known("aims", key, AIMS)
     if missing := [key for key in AIMS if key not in aims]:
         raise ValueError(f"aims must hold {', '.join(AIMS)}; {', '.join(missing)} is missing")
-    _check_known("aims.metric", aims["metric"], task.metrics)
+    check_known("aims.metric", aims["metric"], task.metrics)
     splits = aims["splits"]
     percent = isinstance(splits, Mapping) and all(
         _is_number(value, above=1) and value <= 100 for value in splits.values()
@@ -158,13 +161,13 @@ def _check_peft(configs: Mapping[str, Any]) -> None:
 
     methods = {kind.value: method for kind, method in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     for side, config in configs.items():
-        _check_known("peft", side, SIDES)
+        check_known("peft", side, SIDES)
         if not isinstance(config, Mapping) or "peft_type" not in config:
             raise ValueError(
                 f'peft.{side} must be a config of peft with its "peft_type", got {config!r}'
             )
         name = config["peft_type"]
-        _check_known(f"peft.{side}.peft_type", name, sorted(methods))
+        check_known(f"peft.{side}.peft_type", name, sorted(methods))
         options = [option.name for option in fields(methods[name])]
         for option in config:
             if option not in options:
@@ -204,11 +207,6 @@ def _check_schedule(recipe: Recipe) -> None:
             f"milestones must grow and lie below the {length} {unit} of the run, "
             f"got {list(milestones)}"
         )
-
-
-def _check_known(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}={value!r} is unknown: {did_you_mean(str(value), list(known))}")
 
 
 def _is_list(value: Any) -> bool:

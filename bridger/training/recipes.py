@@ -47,6 +47,8 @@ class Recipe(Config):
         peft: configs of peft by side, "vision" and "text", whose layers are put into the towers
             and trained; "peft_type" says the method, such as "LORA". Virtual tokens come before
             texts only.
+        bottlenecks: options of `bridger.bottlenecks.BottleneckConfig`, whose adapters are put into
+            the towers' blocks and trained; {}: none.
         connect: the released code's residual in a ResNet's last map.
         word_length: tokens that every text is cut to and padded to with id 0, as in the released
             code; None: texts are as long as they are.
@@ -71,7 +73,8 @@ class Recipe(Config):
         eps: of the optimizer.
         learning_rate: of heads, and of all that has no rate of its own.
         bridger_learning_rate: of Bridgers; None: as the rest.
-        tower_learning_rate: of `trainable` tower tensors and of peft's layers; None: as the rest.
+        tower_learning_rate: of `trainable` tower tensors, of peft's layers and of bottleneck
+            adapters; None: as the rest.
         schedule: of all rates, after a linear warm-up: "cosine", "linear", "constant",
             "constant_with_warmup" (transformers'), or "multistep".
         milestones: where rates are multiplied by `gamma`, in epochs, or in steps where the recipe
@@ -107,6 +110,7 @@ class Recipe(Config):
     head: Mapping[str, Any] = field(default_factory=dict)
     trainable: tuple[str, ...] = ()
     peft: Mapping[str, Any] = field(default_factory=dict)
+    bottlenecks: Mapping[str, Any] = field(default_factory=dict)
     connect: bool = False
     word_length: int | None = None
     max_length: int | None = None
