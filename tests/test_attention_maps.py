@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ import numpy.typing as npt
 import pytest
 import torch
 from helpers_conformance import SMALL, changed
-from helpers_words import word_tokenizer
-from PIL import Image
 from torch import Tensor, nn
 
 from bridger import BridgedModel, BridgerConfig, attach_bridgers, load_tiny_clip
@@ -23,9 +20,7 @@ from bridger.bridgers import MultiheadAttention
 from bridger.bridgers.attention_maps import recording
 from bridger.config import Config
 from bridger.heads import Head, HeadOutput, ReferringSegmentationHead, SemanticSegmentationHead
-from bridger.predictions import Attention, Prediction, StageAttention, WithAttention
-from bridger.warp import Placement
-from bridger.words import find_words
+from bridger.predictions import Attention
 
 HEAD = {"width": 32, "num_layers": 1, "num_heads": 2}
 SAID = ["the owl", "the small red umbrella on the left"]
@@ -327,112 +322,3 @@ class Silent(nn.Module):
 
     def forward(self, vision: Tensor, text: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return vision, text
-
-
-# What is drawn.
-
-
-def attention_of(weights: npt.NDArray[np.float32], size: tuple[int, int], **more: Any) -> Attention:
-    """Attention of three tokens at stages 0 and 2 that looked as given."""
-    stages = tuple(StageAttention(stage, weights, None) for stage in (0, 2))
-    made = Attention(("<s>", "ow", "l</w>"), stages, Placement.fit(size, (128, 128)), 16)
-    return replace(made, **more)
-
-
-def peaked(row: int, column: int) -> npt.NDArray[np.float32]:
-    weights = np.full((3, 8, 8), 1 / 64, dtype=np.float32)
-    weights[1:] = 0
-    weights[1:, row, column] = 1
-    return weights
-
-
-def test_heat_lies_where_the_cell_lies_in_the_picture() -> None:
-    # 200 x 400 lies in the rows 32 to 95 of the input, at 0.32 of its size.
-    attention = attention_of(peaked(3, 6), (200, 400))
-    heat = attention.heat("owl")
-    assert heat.shape == (200, 400)
-    rows, columns = np.nonzero(heat == heat.max())
-    assert abs(rows.mean() - (3.5 * 16 - 32) / 0.32) < 4
-    assert abs(columns.mean() - 6.5 * 16 / 0.32) < 4
-    assert 50 < heat.max() <= 64  # of 64 cells one has all
-    np.testing.assert_allclose(attention.heat(0)[8:-8, 8:-8], 1, rtol=1e-5)
-    uneven = replace(attention, cell=24)  # cells that reach over the input's edge
-    assert uneven.heat("owl").shape == (200, 400)
-
-
-def test_words_are_found_among_tokens() -> None:
-    def find(tokens: Sequence[str], word: str | int) -> list[int]:
-        return attention_of(peaked(0, 0), (9, 9), tokens=tuple(tokens)).find(word)
-
-    assert find(["<s>", "the</w>", "um", "brella</w>", "</s>"], "umbrella") == [2, 3]
-    assert find(["[CLS]", "um", "##br", "##ella", "[SEP]"], "Umbrella") == [1, 2, 3]
-    assert find(["\u2581the", "\u2581", "owl", "</s>"], "the owl") == [0, 2]
-    assert find(["a", "owl", "owl"], "owl") == [1] and find(["a", "b"], -1) == [1]
-    assert find(["\u0120left", "\u0120owl"], "left owl") == [0, 1]
-    for word in ("cat", "", "umb"):
-        with pytest.raises(ValueError, match="no tokens write"):
-            find(["um", "brella"], word)
-    with pytest.raises(IndexError, match="3 tokens, and none of number 3"):
-        find("abc", 3)
-
-
-def test_tokenizers_write_their_tokens() -> None:
-    words = find_words(word_tokenizer())
-    assert words.tokens(words.encode(["the owl"])[0]) == ["[SOS]", "the", "owl", "[EOS]"]
-    from open_clip.tokenizer import SimpleTokenizer
-
-    clips = find_words(SimpleTokenizer())
-    written = clips.tokens(clips.encode(["umbrellas"])[0])
-    assert "".join(written[1:-1]) == "umbrellas</w>"
-    assert written[0] == "<start_of_text>" and written[-1] == "<end_of_text>"
-
-
-def result(size: tuple[int, int] = (200, 400)) -> Prediction:
-    masks = np.zeros((1, *size), dtype=np.float32)
-    return replace(
-        Prediction.from_probabilities(masks), attention=(attention_of(peaked(3, 6), size),)
-    )
-
-
-def test_an_overlay_colours_what_a_word_read_more_of_than_evenly() -> None:
-    grey = Image.new("L", (400, 200), 120).convert("RGB")
-    drawn = np.asarray(result().attention_overlay(grey, "owl")).astype(int)
-    assert drawn.shape[1] == 512 and drawn.shape[0] > 256
-    colourful = drawn[:256].max(axis=-1) - drawn[:256].min(axis=-1)
-    at = (round((3.5 * 16 - 32) / 0.32 * 1.28), round(6.5 * 16 / 0.32 * 1.28))
-    assert colourful[at] > 60 and colourful[200, 60] == 0
-    even = np.asarray(result().attention_overlay(grey, 0, stage=0)).astype(int)[:256]
-    assert (even.max(axis=-1) == even.min(axis=-1)).all()
-
-
-def test_a_sheet_has_a_row_for_each_stage_and_a_column_for_each_token() -> None:
-    sheet = result().attention_sheet(Image.new("RGB", (400, 200)), least_side=100)
-    assert sheet.width > 3 * 100 and 2 * 50 < sheet.height < 4 * 50
-
-
-def test_what_cannot_be_drawn_is_refused() -> None:
-    plain = Prediction.from_probabilities(np.zeros((1, 4, 4), dtype=np.float32))
-    grey = Image.new("RGB", (400, 200))
-    with pytest.raises(ValueError, match=r"predict\(..., return_attention=True\)"):
-        plain.attention_overlay(grey, "owl")
-    with pytest.raises(ValueError, match="no sentence of number 1"):
-        result().attention_overlay(grey, "owl", expression=1)
-    with pytest.raises(ValueError, match=r"at stage 1; tokens do at \[0, 2\]"):
-        result().attention_overlay(grey, "owl", stage=1)
-    with pytest.raises(ValueError, match="400 x 200 pixels, this one has 4 x 4"):
-        result().attention_sheet(Image.new("RGB", (4, 4)))
-    silent = attention_of(peaked(0, 0), (200, 400), stages=(StageAttention(0, None, None),))
-    with pytest.raises(ValueError, match="do not read the picture"):
-        WithAttention(attention=(silent,)).attention_sheet(grey)
-
-
-def test_the_command_line_draws_a_sheet(run: Callable[..., Any], tmp_path: Path) -> None:
-    image = tmp_path / "picture.png"
-    Image.fromarray(picture()).save(image)
-    looks = tmp_path / "looks.png"
-    code, out, err = run("predict", image, "the owl", "the dog", "--attention", looks)
-    assert code == 0 and f"wrote {looks}" in out, err
-    with Image.open(looks) as sheet:
-        assert sheet.width > 4 * 160
-    code, _, err = run("predict", tmp_path, "the owl", "--batch", "--attention", looks)
-    assert code == 1 and "--attention draws one picture" in err

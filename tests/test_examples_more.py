@@ -106,6 +106,14 @@ def test_retrieval_prints_three_scores_beside_chance(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_attention_is_drawn_and_counted(tmp_path: Path) -> None:
+    printed = run("attention.py", "--draw", "1", "--scenes", "4", folder=tmp_path)
+    rows = re.findall(r"(looks at|name), stage (\d) .*?([\d.]+) ±", printed)
+    assert len(rows) == 6 and "times even attention" in printed
+    assert (tmp_path / "attention.png").is_file()
+
+
+@pytest.mark.slow
 def test_video_asks_one_sentence_of_all_frames_and_all_sentences_of_one(tmp_path: Path) -> None:
     printed = run("video.py", "--count", "3", folder=tmp_path)
     assert "3 frames, one sentence" in printed and "one frame, 4 sentences" in printed

@@ -26,6 +26,10 @@ from bridger.recomputing import Recomputing
 class Interactor(Recomputing, ABC):
     """The contract of every interactor: both states in, both states out, in the hidden width.
 
+    What reads the text is a `MultiheadAttention` under the name `vision` (or within a module of
+    that name), what reads the picture one under `text`: `predict(..., return_attention=True)` finds
+    where Bridgers look by these names.
+
     Args:
         config: the Bridger's options.
         updates_text: whether the new text state is read by anything. Where it is not, the
@@ -196,7 +200,7 @@ class MultiheadAttention(nn.Module):
 
         Args:
             query: (B, Q, D).
-            source: (B, K, D).
+            source: (B, K, D); the very same tensor where a modality reads itself.
             source_mask: (B, K), true where `source` may be read; at least one per row.
 
         Returns:
@@ -302,5 +306,4 @@ def _half(config: BridgerConfig, updated: bool) -> _Direction | _SelfAttention |
     """Return a modality's half; where nothing reads its result, what the other half reads of it."""
     if updated:
         return _Direction(config)
-    attended = config.self_attention and config.cross_source == "attended"
-    return _SelfAttention(config) if attended else None
+    return _SelfAttention(config) if config.cross_source == "attended" else None

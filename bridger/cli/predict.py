@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     places = [path.resolve() for path in (args.image, *outs)]
     if len(set(places)) < len(places):
         raise ValueError(
-            f"IMAGE and the files to write must be different ones, found {args.image} and "
+            f"IMAGE and what is written must be different files, found {args.image} and "
             + ", ".join(map(str, outs))
         )
     times = {"loading": time.monotonic()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bridger.warp import Placement
 
 Weights = npt.NDArray[np.float32]
+Direction = Literal["text_to_picture", "picture_to_text"]
 
 
 @dataclass(frozen=True)
@@ -79,47 +80,65 @@ class Attention:
                     return [number for number in range(first, end) if parts[number]]
         raise ValueError(f"no tokens write {word!r}: {did_you_mean(word, parts)}")
 
-    def at(self, stage: int | None = None) -> StageAttention:
-        """Return a stage whose tokens read the picture.
+    def stages_with(self, direction: Direction) -> list[int]:
+        """Return the numbers of the stages that have attention in a direction.
 
         Args:
-            stage: its number, from 0; None: the last that there is.
+            direction: who reads whom, a field of `StageAttention`.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such direction.
         """
-        reading = {one.stage: one for one in self.stages if one.text_to_picture is not None}
-        if not reading:
-            raise ValueError("these Bridgers' tokens do not read the picture at any stage")
-        number = max(reading) if stage is None else stage
-        if number not in reading:
+        known = list(get_args(Direction))
+        if direction not in known:
             raise ValueError(
-                f"no token reads the picture at stage {stage}; tokens do at {sorted(reading)}"
+                f"direction={direction!r} is unknown: {did_you_mean(direction, known)}"
             )
-        return reading[number]
+        return [one.stage for one in self.stages if getattr(one, direction) is not None]
 
-    def heat(self, word: str | int, stage: int | None = None) -> Weights:
-        """Return how much a word read of each place in the picture, (h, w).
+    def heat(
+        self, word: str | int, stage: int | None = None, direction: Direction = "text_to_picture"
+    ) -> Weights:
+        """Return how much a word and each place in the picture have to do with each other, (h, w).
 
         Args:
             word: as in `find`; of several tokens the mean is taken.
-            stage: as in `at`.
+            stage: its number, from 0; None: the last that has attention in this direction.
+            direction: "text_to_picture": how much the word read of each place;
+                "picture_to_text": how much each place read of the word.
 
         Returns:
-            Multiples of what it would be if the word read all cells alike: 1 everywhere then.
+            Multiples of what it would be if all was read alike: 1 everywhere then.
+
+        Raises:
+            ValueError: there is no attention in this direction at this stage.
         """
         import torch
         from torch.nn.functional import interpolate
 
-        weights = self.at(stage).text_to_picture
-        assert weights is not None  # `at` returns no other
-        cells = torch.from_numpy(weights[self.find(word)].mean(axis=0))
+        weights = self._weights(stage, direction)
+        if direction == "text_to_picture":
+            even = weights * weights[0].size
+        else:
+            even = np.moveaxis(weights, -1, 0) * len(self.tokens)
+        cells = torch.from_numpy(even[self.find(word)].mean(axis=0))
         (rows, columns), (height, width) = cells.shape, self.placement.input_size
         size = (rows * self.cell, columns * self.cell)  # the last cells may reach over the edge
-        whole = interpolate(cells[None, None] * cells.numel(), size, mode="bilinear")
-        inside = whole[0, :, :height, :width]
+        inside = interpolate(cells[None, None], size, mode="bilinear")[0, :, :height, :width]
         heat: Weights = self.placement.out_of_input(inside, cubic=False)[0].numpy()
         return heat
+
+    def _weights(self, stage: int | None, direction: Direction) -> Weights:
+        known = self.stages_with(direction)
+        found = max(known, default=None) if stage is None else stage
+        if found is None or found not in known:
+            raise ValueError(
+                f"there is no attention from {direction.replace('_', ' ')}"
+                f"{'' if stage is None else f' at stage {stage}'}: these Bridgers have it at "
+                f"{f'stages {known}' if known else 'none'}"
+            )
+        weights: Weights = next(getattr(o, direction) for o in self.stages if o.stage == found)
+        return weights
 
 
 def plain(token: str) -> str:
@@ -148,17 +167,19 @@ class WithAttention:
         *,
         expression: int = 0,
         stage: int | None = None,
+        direction: Direction = "text_to_picture",
         least_side: int = 512,
     ) -> Image.Image:
-        """Draw as heat over the picture where a word looked.
+        """Draw as heat over the picture where a word looked, or what looked at it.
 
-        What the word read no more of than of all else has no colour.
+        Where that is no more than if all was read alike, the picture stays grey.
 
         Args:
             image: the picture that this was predicted for.
             word: as in `Attention.find`.
             expression: number of the sentence.
-            stage: number of the stage, from 0; None: the last at which tokens read the picture.
+            stage: number of the stage, from 0; None: the last that there is.
+            direction: as in `Attention.heat`.
             least_side: pictures whose longer side is smaller are enlarged to it.
 
         Raises:
@@ -167,19 +188,18 @@ class WithAttention:
         """
         from bridger.predictions.heat import draw_heat
 
-        return draw_heat(self._attention(expression), image, word, stage, least_side)
+        attention = self._attention(expression)
+        return draw_heat(attention, image, word, stage, direction, least_side)
 
     def attention_sheet(
         self, image: ImageLike, *, expression: int = 0, least_side: int = 160
     ) -> Image.Image:
-        """Draw the heat of every token at every stage: a row for a stage, a column for a token.
-
-        All of them share the scale of colours that stands below.
+        """Draw the heat of every token, in both directions, at every stage: a column for a token.
 
         Args:
             image: the picture that this was predicted for.
             expression: number of the sentence.
-            least_side: longer side of each of the small pictures, at least.
+            least_side: longer side of each of the small pictures.
 
         Raises:
             ValueError: as of `attention_overlay`.
