@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 SETUP = ROOT / "setup.cfg"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SETS = ("lowest", "newest")
-TESTED = ("demo", "test")
+TESTED = ("demo", "studies", "test")
 """The extras that the tests are run with."""
 CHECKS = ("install", "pip check", "imports", "version", "picture", "predict")
 WITH_TESTS = ("quickstart", "extras", "tests")

@@ -100,10 +100,10 @@ class TestLowerBounds:
         setup = configparser.ConfigParser()
         setup.read(SETUP)
         lines = setup["options"]["install_requires"].split("\n")
-        for extra in ("demo", "docs", "test", "benchmarks"):
+        for extra in ("demo", "studies", "docs", "test", "benchmarks"):
             lines += setup["options.extras_require"][extra].split("\n")
         names = [Requirement(line).name for line in lines if line.strip()]
-        bounds = lower_bounds("3.13", "demo", "docs", "test", "benchmarks")
+        bounds = lower_bounds("3.13", "demo", "studies", "docs", "test", "benchmarks")
         assert set(names) == set(bounds) and len(names) > 20
 
     def test_follow_python(self) -> None:

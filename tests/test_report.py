@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from helpers_evaluation import Few, case, evaluation, few, untrained_model
+from helpers_page import HOSTILE, Page
 from PIL import Image
 
 from bridger.data import PUBLISHED
@@ -19,45 +19,11 @@ from bridger.evaluation.published import PUBLISHED_FIGURES, published_beside
 from bridger.evaluation.report import record, tables
 from bridger.evaluation.table import Table
 
-HOSTILE = """<script>alert("1")</script> & the "dog's" <b>bed</b> näher ✓"""
-
 
 def of_refs(count: int, name: str = "refcoco/unc", split: str = "val") -> Evaluation:
     """An evaluation of a split with that many refs, of which one has two sentences."""
     cases = [case(30, 40, 50, index=i, picture=f"p{i % 7}") for i in range(count)]
     return evaluation([*cases, replace(cases[-1], order=1)], name=name, split=split)
-
-
-class Page(HTMLParser):
-    """Collects what is in a page, and refuses elements that are not closed in order."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    def values(self, tag: str, name: str) -> list[str]:
-        return [v for t, n, v in self.attributes if (t, n) == (tag, name)]
 
 
 # Published figures.

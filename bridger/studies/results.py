@@ -205,6 +205,14 @@ class StudyResults:
                     found[row.name, split, metric] = difference
         return found
 
+    @property
+    def warnings(self) -> list[str]:
+        """What must be known before any figure is read."""
+        lines = ["A quick run of a few updates: its figures say nothing."] if self.quick else []
+        if self.unequal:
+            lines.append(f"Not all runs saw the same samples: {'; '.join(self.unequal)}.")
+        return lines
+
     @cached_property
     def unequal(self) -> list[str]:
         """Of every run that was not trained on what most runs of its seed were, a line on it.

@@ -15,6 +15,14 @@ from bridger.training.remaining import duration
 
 NONE = "-"
 ABOVE, BELOW = "▲", "▼"
+DIFFERENCES = (
+    "±: standard deviation of the difference over seeds. In brackets: 95 % bootstrap interval over "
+    "pictures, not sentences, of the mean over the seeds that both have. "
+    f"{ABOVE} and {BELOW}: it excludes 0, as one in twenty does where nothing differs. The "
+    "interval says how the difference would vary over other pictures; how it varies over other "
+    "trainings, only the deviation says."
+)
+"""What must be known to read differences."""
 
 
 def main_table(results: StudyResults, folder: Path | None = None) -> Table:
@@ -34,13 +42,13 @@ def main_table(results: StudyResults, folder: Path | None = None) -> Table:
         ]
         for row in results.measured
     ]
-    header = ["", "trained in towers", *(f"{metric} {split}" for metric, split in figures)]
+    header = ["", "trained, in towers", *(f"{metric} {split}" for metric, split in figures)]
     return Table(
-        "figures in percent, mean +- standard deviation over seeds",
+        "figures in percent, mean ± standard deviation over seeds",
         [*header, "seeds"],
         rows,
-        note="trained in towers: numbers that are trained but for those of the head, which are the "
-        "same in all rows that name no other head",
+        note="trained, in towers: all trained parameters but those of the head, of which every row "
+        "has one",
     )
 
 
@@ -66,11 +74,6 @@ def difference_table(results: StudyResults, metric: str) -> Table:
         f"{metric}: points above {results.reference}",
         ["", *results.splits],
         rows,
-        note="+-: standard deviation of the difference over seeds; in brackets: 95 % bootstrap "
-        "interval over pictures, not sentences, of the mean over the seeds that both have. "
-        f"{ABOVE} and {BELOW}: it excludes 0, as one in twenty does where nothing differs. It says "
-        "how the difference would vary over other pictures; how it varies over other trainings, "
-        "only the deviation says.",
     )
 
 
@@ -93,8 +96,8 @@ def cost_table(results: StudyResults) -> Table:
         "what it costs",
         [
             "",
-            "trained in towers",
-            "trained in all",
+            "trained, in towers",
+            "trained, in all",
             "stored, MB",
             "step, s",
             "step, s of processor",
@@ -102,7 +105,7 @@ def cost_table(results: StudyResults) -> Table:
             "peak memory, MiB",
         ],
         rows,
-        note="step: the median of forward, backward and update, mean +- standard deviation over "
+        note="step: the median of forward, backward and update, mean ± standard deviation over "
         "seeds; runs that share a machine slow each other down, processor time less so. Peak "
         "memory: of a GPU what torch had given out, else the whole process's",
     )
@@ -152,6 +155,16 @@ def samples_table(results: StudyResults) -> Table:
     return Table("samples", ["seed", "runs", "digest of the samples in their order"], rows)
 
 
+def environment_table(results: StudyResults) -> Table:
+    """Return on what machines and with what libraries it was measured, and how long it took."""
+    found = [{k: str(v) for k, v in run.result["environment"].items()} for run in results.runs]
+    names = dict.fromkeys(name for each in found for name in each)
+    rows = [[n, "; ".join(dict.fromkeys(each[n] for each in found if n in each))] for n in names]
+    took = sum(float(run.result["seconds"]["all"]) for run in results.runs)
+    rows.append(["all runs, added up", duration(took)])
+    return Table("measured on", ["", ""], rows)
+
+
 def runs_table(results: StudyResults, folder: Path) -> Table:
     """Return every run with its figures and where it lies.
 
@@ -176,15 +189,15 @@ def runs_table(results: StudyResults, folder: Path) -> Table:
 
 def markdown(shown: Table) -> Iterator[str]:
     """Yield the lines of a table in Markdown, with its title and its note."""
-    yield f"**{_plain(shown.title)}**"
+    yield f"**{plain(shown.title)}**"
     yield ""
-    yield _line([_plain(cell) for cell in shown.header])
+    yield _line([plain(cell) for cell in shown.header])
     yield _line(["---"] * len(shown.header))
     for row in shown.rows:
         yield _line([_linked(cell) for cell in row])
     if shown.note:
         yield ""
-        yield _plain(shown.note)
+        yield plain(shown.note)
     yield ""
 
 
@@ -194,12 +207,12 @@ def _line(cells: Sequence[str]) -> str:
 
 def _linked(cell: str) -> str:
     if not isinstance(cell, Links):
-        return _plain(cell)
-    return " ".join(f"[{_plain(word)}]({address})" for word, address in cell.addresses.items())
+        return plain(cell)
+    return " ".join(f"[{plain(word)}]({address})" for word, address in cell.addresses.items())
 
 
-def _plain(words: str) -> str:
-    """Return words that Markdown shows as they are."""
+def plain(words: str) -> str:
+    """Return words that Markdown shows as they are, on one line."""
     return re.sub(r"([\\`*_<>|]|\](?=\())", r"\\\1", " ".join(words.split()))
 
 
@@ -219,18 +232,18 @@ def _address(run: Path, folder: Path) -> str:
 
 def _spread(figure: Spread) -> str:
     mean = percent(figure.mean)
-    return mean if math.isnan(figure.deviation) else f"{mean} +- {percent(figure.deviation)}"
+    return mean if math.isnan(figure.deviation) else f"{mean} ± {percent(figure.deviation)}"
 
 
 def _seconds(figure: Spread) -> str:
     mean = f"{figure.mean:.3g}"
-    return mean if math.isnan(figure.deviation) else f"{mean} +- {figure.deviation:.2g}"
+    return mean if math.isnan(figure.deviation) else f"{mean} ± {figure.deviation:.2g}"
 
 
 def _difference(found: Difference | None) -> str:
     if found is None:
         return NONE
     mean, deviation = found.spread
-    spread = "" if math.isnan(deviation) else f" +- {percent(deviation)}"
+    spread = "" if math.isnan(deviation) else f" ± {percent(deviation)}"
     mark = (f" {ABOVE}" if found.low > 0 else f" {BELOW}") if found.sure else ""
     return f"{100 * mean:+.2f}{spread} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]{mark}"
