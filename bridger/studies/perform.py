@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
+from bridger._json import read_json
 from bridger.cli.adapters import import_own
 from bridger.studies.meters import Meters, environment
 from bridger.studies.store import (
@@ -82,8 +83,9 @@ def perform(folder: Path) -> None:
         cases_of(found).save(folder / cases_file(split))
         results[split] = found.figures()
     finished = time.perf_counter()
-    answer(model, Store(folder.parent.parent), judged, folder)
-    (out / HISTORY_FILE).replace(folder / HISTORY_FILE)
+    if plan.seed == 0:
+        answer(model, Store(folder.parent.parent), judged, folder)
+    write_json(folder / HISTORY_FILE, curve(read_json(out / HISTORY_FILE)))
     remove_leftovers(folder)
     seconds = {
         **meters.seconds(),
@@ -155,6 +157,13 @@ def order_of(recipe: Recipe, task: Task, training: Any) -> str:
             seen = f"{sample.image_path.name}\t{sample.ref_id}\t{sample.sentences[0]}"
             digest.update(f"{seen}\t{sample.transform}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return of a training's log what curves are drawn of: losses, and validations' figures."""
+    kept = ("step", "loss", *(f"eval_{name}" for name in ("mIoU", "oIoU", "loss")))
+    entries = ({name: entry[name] for name in kept if name in entry} for entry in history)
+    return [entry for entry in entries if len(entry) > 1]
 
 
 def answer(model: BridgedModel, store: Store, judged: Mapping[str, Any], folder: Path) -> None:
