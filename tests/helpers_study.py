@@ -12,7 +12,15 @@ from PIL import Image
 from bridger.evaluation.metrics import referring_ratios, values_of
 from bridger.studies.results import Row, StudyResults
 from bridger.studies.search import Found
-from bridger.studies.store import PICTURES, RESULT_FILE, Cases, Run, Store, cases_file, write_json
+from bridger.studies.store import (
+    RESULT_FILE,
+    Cases,
+    Run,
+    Store,
+    cases_file,
+    picture_file,
+    write_json,
+)
 
 SPLITS = ("val", "testA", "testB")
 LEVELS = {"val": 0.0, "testA": -0.09, "testB": -0.02}
@@ -80,7 +88,7 @@ def write_study(root: Path, made: Sequence[Made] = COMPARED, seeds: int = 3) -> 
 
 def _write_run(root: Path, place: int, made: Made, seed: int, questions: Sequence[Any]) -> Run:
     folder = root / f"{place:012x}" / f"seed-{seed}"
-    (folder / PICTURES).mkdir(parents=True)
+    (folder / picture_file(0)).parent.mkdir(parents=True)
     own = np.random.default_rng(1000 * seed + place)
     mean = made.mean + own.normal(0, 0.008)
     splits = {}
@@ -115,7 +123,7 @@ def _write_run(root: Path, place: int, made: Made, seed: int, questions: Sequenc
     for number in range(len(questions)):
         pixels = np.full((128, 128, 3), (40 * place % 256, 90 * number % 256, 160), np.uint8)
         pixels[32:96, 20 + 5 * place : 80 + 5 * place] = 230
-        Image.fromarray(pixels).save(folder / PICTURES / f"{number}.png")
+        Image.fromarray(pixels).save(folder / picture_file(number))
     return Run(folder, made.name, seed, result)
 
 

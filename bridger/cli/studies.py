@@ -130,7 +130,7 @@ class RunsCounter:
             self.counter, self.total = Counter(f"{self.name}, runs"), total
         from bridger.training.remaining import duration
 
-        self.counter(done, total, note="" if seconds is None else f"{duration(seconds)} left")
+        self.counter(done, total, note=f"{duration(seconds)} left" if seconds else "")
 
 
 def _figures(results: StudyResults) -> dict[str, Any]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator, Sequence
 from html import escape
-from pathlib import Path
 
 from bridger import __version__
 from bridger.evaluation.page_parts import document, table
 from bridger.studies.results import StudyResults
 from bridger.studies.sections import Plot, Section
-from bridger.studies.store import PICTURES, Store
+from bridger.studies.store import Store, picture_file
 
 SIDE = 256  # pixels of a shown picture
 
@@ -85,25 +83,13 @@ def _pictures(results: StudyResults) -> Iterator[str]:
 
 def _answers(results: StudyResults, number: int) -> Iterator[str]:
     for row in results.measured:
-        file = row.runs[0].folder / PICTURES / f"{number}.png"
+        file = row.runs[0].folder / picture_file(number)
         if file.is_file():
             name = escape(row.name)
             yield (
-                f'<figure><img src="{_small(file)}" alt="{name}" loading="lazy">'
+                f'<figure><img src="{_embedded("jpeg", file.read_bytes())}" alt="{name}" loading="lazy">'
                 f"<figcaption>{name}</figcaption></figure>"
             )
-
-
-def _small(file: Path) -> str:
-    """Return a picture, made small, as an address that holds it."""
-    from PIL import Image
-
-    kept = io.BytesIO()
-    with Image.open(file) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
-        small.save(kept, "jpeg", quality=85)
-    return _embedded("jpeg", kept.getvalue())
 
 
 def _embedded(kind: str, data: bytes) -> str:

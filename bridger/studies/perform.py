@@ -23,12 +23,12 @@ from bridger.studies.meters import Meters, environment
 from bridger.studies.store import (
     ADAPTER,
     HISTORY_FILE,
-    PICTURES,
     RESULT_FILE,
     Cases,
     Plan,
     Store,
     cases_file,
+    picture_file,
     remove_leftovers,
     write_json,
 )
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bridger.training import Recipe
 
 LOCK_FILE = ".lock"
+SIDE = 256  # pixels of a drawn answer: a store may hold thousands
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -174,9 +175,11 @@ def answer(model: BridgedModel, store: Store, judged: Mapping[str, Any], folder:
             continue
         picture, words = data[question["index"]].image_path, question["words"]
         found: Any = model.predict(picture, words)
-        (folder / PICTURES).mkdir(exist_ok=True)
-        overlay = found.overlay(picture, words, scores=False)
-        overlay.save(folder / PICTURES / f"{number}.png", optimize=True)
+        file = folder / picture_file(number)
+        file.parent.mkdir(exist_ok=True)
+        overlay = found.overlay(picture, least_side=SIDE)
+        overlay.thumbnail((SIDE, SIDE))
+        overlay.convert("RGB").save(file, quality=85)
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ def _paint_differences(figure: Figure, results: StudyResults, rows: Sequence[Row
     axes.axvline(0, color=INK, lw=1)
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="x", labeltop=True)  # the plot may be taller than a screen
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"{METRIC}, points above {results.reference}")
     figure.legend(loc="outside upper right", ncols=len(results.splits), frameon=False)

@@ -89,7 +89,7 @@ def sections_of(results: StudyResults, folder: Path) -> Iterator[Section]:
     )
     if results.differences:
         yield Section(
-            f"Above and below: {results.reference}",
+            f"Differences from {results.reference}",
             (DIFFERENCES,),
             tuple(_differences(results)) if drawn else (),
             tuple(difference_table(results, metric) for metric in METRICS),

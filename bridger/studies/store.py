@@ -5,7 +5,7 @@
         result.json          figures; where it is, the run is finished
         history.json         losses and validations by step
         cases-<split>.npz    intersection and union of every expression
-        pictures/<i>.png     what it answers about picture i of STORE/pictures.json
+        pictures/<i>.jpg     of seed 0: what it answers about picture i of STORE/pictures.json
         log.txt              what the run said
         adapter/             what it trained
 
@@ -204,6 +204,11 @@ class Store:
 def cases_file(split: str) -> str:
     """Return the name of the file of a split's expressions."""
     return f"cases-{split}.npz"
+
+
+def picture_file(number: int) -> str:
+    """Return where, below a run's folder, its answer to a question is drawn."""
+    return f"{PICTURES}/{number}.jpg"
 
 
 def fingerprint(data: Any) -> str:
