@@ -85,9 +85,9 @@ def _answers(results: StudyResults, number: int) -> Iterator[str]:
     for row in results.measured:
         file = row.runs[0].folder / picture_file(number)
         if file.is_file():
-            name = escape(row.name)
+            name, address = escape(row.name), _embedded("jpeg", file.read_bytes())
             yield (
-                f'<figure><img src="{_embedded("jpeg", file.read_bytes())}" alt="{name}" loading="lazy">'
+                f'<figure><img src="{address}" alt="{name}" loading="lazy">'
                 f"<figcaption>{name}</figcaption></figure>"
             )
 
