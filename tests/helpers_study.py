@@ -109,7 +109,6 @@ def _write_run(root: Path, place: int, made: Made, seed: int, questions: Sequenc
         "steps": STEPS,
         "seconds": {
             "step": made.step * own.normal(1, 0.02),
-            "step_processor": made.step,
             "training": 330 * made.step,
             "evaluation": 30.0,
             "all": 330 * made.step + 40,

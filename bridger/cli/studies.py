@@ -60,8 +60,11 @@ def conduct_studies(args: argparse.Namespace, studies: Sequence[Study]) -> dict[
     Raises:
         KeyboardInterrupt: Ctrl-C; the same command goes on.
     """
+    from bridger.studies.drawing import NO_PLOTS, can_plot
     from bridger.studies.report import write_report
 
+    if not can_plot():  # before hours of runs
+        say(NO_PLOTS)
     told = {}
     for study in studies:
         say(f"{study.name}: {study.note}")

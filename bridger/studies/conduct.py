@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bridger.studies.results import Row, StudyResults
 from bridger.studies.scheduling import Machine, Report, RunFailed, run_all
 from bridger.studies.search import VALIDATION, Found, Rates
-from bridger.studies.store import Plan, Run, Store, fingerprint
+from bridger.studies.store import Plan, Run, Store, draw_answer, fingerprint, picture_file
 from bridger.studies.study import Study
 
 QUESTIONS = 4
@@ -56,7 +58,9 @@ class Conduct:
         self.fingerprints = {name: fingerprint(data) for name, data in splits.items()}
         self.judged = tuple(name for name in splits if name != "train")
         if not self.store.pictures():
-            self.store.write_pictures(questions(splits, self.judged))
+            asked = questions(splits, self.judged)
+            self.store.write_pictures(asked)
+            draw_meant(splits, asked, self.store.root)
         rates = Rates(self.study, self.plan, self.make, QUICK["steps"] if self.quick else None)
         self._check_searched(rates.found)
         plans = self._plans(rates)
@@ -166,3 +170,13 @@ def questions(splits: dict[str, Any], judged: Sequence[str]) -> list[dict[str, A
         for split in tests[:QUESTIONS]
         for refs in splits[split].pictures()[:each]
     ]
+
+
+def draw_meant(splits: dict[str, Any], asked: Sequence[dict[str, Any]], root: Path) -> None:
+    """Draw what is meant in the pictures that every run is asked about."""
+    from bridger.predictions import Prediction
+
+    for number, question in enumerate(asked):
+        sample = splits[question["split"]][question["index"]]
+        meant = Prediction.from_probabilities((sample.mask[None] > 0).astype(np.float32), 0.5)
+        draw_answer(meant, sample.image_path, root / picture_file(number))

@@ -20,8 +20,9 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 class Meters(TrainerCallback):  # type: ignore[misc]
     """Watches a training.
 
-    Seconds of a step are of forward, backward and update, without making the batch. Of processors
-    they are processor time too, since a study may run several trainings at once.
+    Seconds of a step are of forward, backward and update, without making the batch; where there is
+    no GPU, of the process's time on processors by its threads, since trainings at once slow each
+    other down.
 
     Attributes:
         steps: updates that were watched; a resumed run has had others before.
@@ -29,9 +30,8 @@ class Meters(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.steps = 0
-        self._wall: list[float] = []
-        self._processor: list[float] = []
-        self._started = (0.0, 0.0)
+        self._seconds: list[float] = []
+        self._started = 0.0
         self._before = self._peak = 0
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -39,30 +39,22 @@ class Meters(TrainerCallback):  # type: ignore[misc]
         self._before = _start_memory()
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clocks."""
-        _wait()
-        self._started = (time.perf_counter(), time.process_time())
+        """Start the clock."""
+        self._started = _clock()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop the clocks."""
-        _wait()
-        wall, processor = self._started
-        self._wall.append(time.perf_counter() - wall)
-        self._processor.append(time.process_time() - processor)
+        """Stop the clock."""
+        self._seconds.append(_clock() - self._started)
         self.steps += 1
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Note the peak."""
         self._peak = _peak_memory()
 
-    def seconds(self) -> dict[str, float]:
-        """Return the median seconds of a step: "step", and "step_processor"."""
-        if not self.steps:
-            return {"step": float("nan"), "step_processor": float("nan")}
-        return {
-            "step": statistics.median(self._wall),
-            "step_processor": statistics.median(self._processor),
-        }
+    @property
+    def step(self) -> float:
+        """The median seconds of a step; nan where none was watched."""
+        return statistics.median(self._seconds) if self._seconds else float("nan")
 
     def memory(self) -> dict[str, int]:
         """Return bytes: "loaded" before training, and the "peak" of training.
@@ -92,19 +84,19 @@ def _machine() -> str:
         return str(torch.accelerator.current_accelerator())
     name, flags = platform.processor() or platform.machine(), ""
     if CPU.is_file():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1))
-            for line in CPU.read_text().splitlines()
-            if ":" in line
-        )
+        pairs = (line.partition(":") for line in CPU.read_text().splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
         name = fields.get("model name", name)
         flags = " ".join(flag for flag in FLAGS if flag in fields.get("flags", "").split())
     return f"{name} x {os.cpu_count()}" + (f" ({flags})" if flags else "")
 
 
-def _wait() -> None:
+def _clock() -> float:
+    """Return seconds, those of the processors where there is no GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
 
 
 def _start_memory() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 
 from bridger import __version__
 from bridger.evaluation.page_parts import document, table
@@ -12,7 +13,7 @@ from bridger.studies.results import StudyResults
 from bridger.studies.sections import Plot, Section
 from bridger.studies.store import Store, picture_file
 
-SIDE = 256  # pixels of a shown picture
+MEANT = "what is meant"
 
 _STYLE = """
 .warning { border-left: 4px solid #c25100; background: #fdf1e7; padding: 0.5rem 0.8rem; }
@@ -64,9 +65,10 @@ def _pictures(results: StudyResults) -> Iterator[str]:
     """Yield what the first run of every row answers to the questions of the store."""
     if not results.runs:
         return
-    questions = Store(results.runs[0].folder.parent.parent).pictures()
+    store = Store(results.runs[0].folder.parent.parent)
     shown = [
-        (question, list(_answers(results, number))) for number, question in enumerate(questions)
+        (question, list(_answers(results, number, store.root / picture_file(number))))
+        for number, question in enumerate(store.pictures())
     ]
     if not any(answers for _, answers in shown):
         return
@@ -81,15 +83,18 @@ def _pictures(results: StudyResults) -> Iterator[str]:
         yield "</div></div>"
 
 
-def _answers(results: StudyResults, number: int) -> Iterator[str]:
-    for row in results.measured:
-        file = row.runs[0].folder / picture_file(number)
-        if file.is_file():
-            name, address = escape(row.name), _embedded("jpeg", file.read_bytes())
-            yield (
-                f'<figure><img src="{address}" alt="{name}" loading="lazy">'
-                f"<figcaption>{name}</figcaption></figure>"
-            )
+def _answers(results: StudyResults, number: int, meant: Path) -> Iterator[str]:
+    """Yield what is meant, and what each row answers, of those that were drawn."""
+    files = {row.name: row.runs[0].folder / picture_file(number) for row in results.measured}
+    drawn = {name: file for name, file in files.items() if file.is_file()}
+    if drawn and meant.is_file():
+        drawn = {MEANT: meant, **drawn}
+    for name, file in drawn.items():
+        address = _embedded("jpeg", file.read_bytes())
+        yield (
+            f'<figure><img src="{address}" alt="{escape(name)}" loading="lazy">'
+            f"<figcaption>{escape(name)}</figcaption></figure>"
+        )
 
 
 def _embedded(kind: str, data: bytes) -> str:

@@ -28,6 +28,7 @@ from bridger.studies.store import (
     Plan,
     Store,
     cases_file,
+    draw_answer,
     picture_file,
     remove_leftovers,
     write_json,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from bridger.training import Recipe
 
 LOCK_FILE = ".lock"
-SIDE = 256  # pixels of a drawn answer: a store may hold thousands
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ def perform(folder: Path) -> None:
     write_json(folder / HISTORY_FILE, curve(read_json(out / HISTORY_FILE)))
     remove_leftovers(folder)
     seconds = {
-        **meters.seconds(),
+        "step": meters.step,
         "training": trained - started,
         "evaluation": finished - trained,
         "all": finished - started,
@@ -171,15 +171,10 @@ def answer(model: BridgedModel, store: Store, judged: Mapping[str, Any], folder:
     """Draw what the model says to the store's questions, as far as they are of these splits."""
     for number, question in enumerate(store.pictures()):
         data = judged.get(question["split"])
-        if data is None:
-            continue
+        if data is None or data[question["index"]].image_path.name != question["image"]:
+            continue  # a store may hold runs on several data sets
         picture, words = data[question["index"]].image_path, question["words"]
-        found: Any = model.predict(picture, words)
-        file = folder / picture_file(number)
-        file.parent.mkdir(exist_ok=True)
-        overlay = found.overlay(picture, least_side=SIDE)
-        overlay.thumbnail((SIDE, SIDE))
-        overlay.convert("RGB").save(file, quality=85)
+        draw_answer(model.predict(picture, words), picture, folder / picture_file(number))
 
 
 if __name__ == "__main__":

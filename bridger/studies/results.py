@@ -131,7 +131,7 @@ class Row:
         return max(int(run.result["memory"]["peak"]) for run in self.runs)
 
     def seconds(self, name: str) -> Spread:
-        """Return what took time, over all its seeds: "step", "step_processor", "training" ..."""
+        """Return what took time, over all its seeds: "step", "training", ..."""
         return Spread.of([float(run.result["seconds"][name]) for run in self.runs])
 
 

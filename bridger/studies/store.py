@@ -9,6 +9,8 @@
         log.txt              what the run said
         adapter/             what it trained
 
+STORE/pictures/<i>.jpg shows what is meant in picture i.
+
 The digest is of what decides a run but its seed: the recipe, the data, and the splits that are
 judged. So two studies that ask for the same run share it, and a run of other options is another.
 """
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 PLAN_FILE, RESULT_FILE, LOG_FILE = "plan.json", "result.json", "log.txt"
 HISTORY_FILE, ADAPTER, PICTURES = "history.json", "adapter", "pictures"
+SIDE = 256  # pixels of a drawn answer: a store may hold thousands
 Counts = npt.NDArray[np.int64]
 
 
@@ -209,6 +212,20 @@ def cases_file(split: str) -> str:
 def picture_file(number: int) -> str:
     """Return where, below a run's folder, its answer to a question is drawn."""
     return f"{PICTURES}/{number}.jpg"
+
+
+def draw_answer(found: Any, picture: Path, file: Path) -> None:
+    """Draw masks on their picture.
+
+    Args:
+        found: a `Prediction`.
+        picture: that it is of.
+        file: where to; its folder is made.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    overlay = found.overlay(picture, least_side=SIDE)
+    overlay.thumbnail((SIDE, SIDE))
+    overlay.convert("RGB").save(file, quality=85)
 
 
 def fingerprint(data: Any) -> str:

@@ -33,6 +33,9 @@ FOLDER = Path(__file__).parent / "files"
 COMPARISON = "compare"
 """The study of `bridger compare`; the others are those of `bridger ablate`."""
 
+SCENES = {"train": 2000, "val": 150, "testA": 200, "testB": 200}
+"""Pictures of the embedded scenes where a study says nothing else."""
+
 
 @dataclass(frozen=True)
 class Setting(Config):
@@ -129,8 +132,9 @@ class Study(Config):
     def __post_init__(self) -> None:
         settings = {n: _read_setting(n, s) for n, s in self.settings.items()}
         object.__setattr__(self, "settings", settings)
-        if isinstance(self.search, Mapping):
-            object.__setattr__(self, "search", Search.from_dict(self.search))
+        search: Any = self.search
+        if isinstance(search, Mapping):
+            object.__setattr__(self, "search", Search.from_dict(search))
         run = [name for name, setting in settings.items() if setting.reason is None]
         if not run:
             raise ValueError("a study needs settings to run")
@@ -225,9 +229,6 @@ class Study(Config):
         kept = {self.reference, self._first, *names}
         kept |= {self.rates_of(name) for name in (self.reference, *names)}
         return self.replace(settings={n: s for n, s in self.settings.items() if n in kept})
-
-
-SCENES = {"train": 2000, "val": 150, "testA": 200, "testB": 200}
 
 
 def study_names() -> list[str]:

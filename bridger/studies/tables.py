@@ -86,7 +86,6 @@ def cost_table(results: StudyResults) -> Table:
             f"{row.parameters:,}",
             f"{row.bytes / 1e6:.2f}",
             _seconds(row.seconds("step")),
-            _seconds(row.seconds("step_processor")),
             duration(row.seconds("training").mean),
             f"{row.peak / 2**20:,.0f}",
         ]
@@ -100,14 +99,13 @@ def cost_table(results: StudyResults) -> Table:
             "trained, in all",
             "stored, MB",
             "step, s",
-            "step, s of processor",
             "training",
             "peak memory, MiB",
         ],
         rows,
         note="step: the median of forward, backward and update, mean ± standard deviation over "
-        "seeds; runs that share a machine slow each other down, processor time less so. Peak "
-        "memory: of a GPU what torch had given out, else the whole process's",
+        "seeds; without a GPU, of processor time. Peak memory: of a GPU what torch had given out, "
+        "else the whole process's",
     )
 
 
