@@ -109,6 +109,15 @@ ROWS: Mapping[str, HeadRow] = {
         {**REFERRING, "no_target": True, "dice_weight": 1.0, "decoder_text": "sentence"},
         lambda b, n, s: torch.zeros(b, n, *s),
     ),
+    "CLIPSeg": HeadRow(
+        "clipseg",
+        _masks,
+        {"width": 16, "num_heads": 2, "ffn_width": 32},
+        lambda b, n, s: torch.zeros(b, n, *s),
+    ),
+    "CLIPSeg, refined": HeadRow(
+        "clipseg", _masks, {"width": 16, "num_heads": 2, "ffn_width": 32, "refined": True}
+    ),
     "semantic": HeadRow(
         "semantic_segmentation",
         _label_map,

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from bridger.model import BridgedModel
     from bridger.saving import SavedModel
 
-MASKS = "referring_segmentation"
 GIVEN_CAPTION = "What it finds"
 SPLIT, INDEX = "val", 0
 SENTENCES = 2  # that are asked of a scene, of one object each
@@ -44,6 +43,7 @@ def _draw(model: BridgedModel, name: str) -> Image.Image:
     from bridger.data.scene_labels import make_labelled_scene, scene_classes
     from bridger.data.scenes import make_scene
     from bridger.data.sprites import kinds
+    from bridger.heads.masks import MaskHead
 
     head: Any = model.heads[name]
     if head.text == "expressions":
@@ -52,7 +52,9 @@ def _draw(model: BridgedModel, name: str) -> Image.Image:
         of_each = {said.target: said.sentence for said in reversed(scene.expressions)}
         sentences = list(of_each.values())[:SENTENCES]
         found = model.predict(picture, sentences, head=name)
-        drawn: Image.Image = found.overlay(picture, *([sentences] if head.name == MASKS else []))
+        drawn: Image.Image = found.overlay(
+            picture, *([sentences] if isinstance(head, MaskHead) else [])
+        )
         return drawn
     trained = getattr(head.config, "classes", ())
     known = [kind for kind in kinds() if kind.name in trained]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from bridger.pictures import ImageLike
     from bridger.texts import ClassName
 
-MASKS, LABELS = "referring_segmentation", "semantic_segmentation"
+MASKS, LABELS = ("referring_segmentation", "clipseg"), "semantic_segmentation"
 CLASSES = "classification"
 RUNNERS_UP = 4
 """How many classes are told behind those that were found."""
-FILES = {MASKS: Path("mask.png"), LABELS: Path("labels.png")}
+FILES = {**dict.fromkeys(MASKS, Path("mask.png")), LABELS: Path("labels.png")}
 """What is written where neither --out nor --overlay is given; other heads write no file."""
 
 
@@ -66,7 +66,7 @@ class Asked(NamedTuple):
     def maps(self, out: Path) -> list[Path]:
         """Return the files of a picture's maps: of masks one for each sentence."""
         count = len(self.words or ())
-        if self.registered == MASKS and count > 1:
+        if self.registered in MASKS and count > 1:
             return [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
         return [out]
 
@@ -131,7 +131,7 @@ def write_files(
     from bridger.predictions.masks import picture_of
 
     about: dict[str, Any] = {}
-    if asked.registered == MASKS and maps:
+    if asked.registered in MASKS and maps:
         for path, mask in zip(maps, result.masks, strict=True):
             _save(Image.fromarray(picture_of(mask)), path)
     elif asked.registered == LABELS:
@@ -144,7 +144,7 @@ def write_files(
             raise ValueError(
                 f"--overlay means nothing for {asked.registered}, whose results draw nothing"
             )
-        captions = [result.names] if asked.registered == MASKS else []
+        captions = [result.names] if asked.registered in MASKS else []
         _save(result.overlay(image, *captions), overlay)
     if attention is not None:
         from bridger.predictions.side_by_side import stacked

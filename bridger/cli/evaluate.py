@@ -45,8 +45,6 @@ EXAMPLES = """\
   torchrun --nproc-per-node 4 -m bridger evaluate my-adapter --data coco
 """
 VALIDATION = "val"
-MASKS = "referring_segmentation"
-"""The task that has a report of its own."""
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -205,11 +203,18 @@ def _is_part(result: Any) -> bool:
     return isinstance(result, Evaluation) and result.loss is None
 
 
+def _gives_masks(task: Task) -> bool:
+    """Whether it is about masks of expressions, which have a report of their own."""
+    from bridger.tasks.referring_segmentation import ReferringSegmentation
+
+    return isinstance(task, ReferringSegmentation)
+
+
 def _shown_by(task: Task) -> ModuleType:
     """Return the module that makes a task's tables and records."""
     from bridger.evaluation import report, summary
 
-    return report if task.name == MASKS else summary
+    return report if _gives_masks(task) else summary
 
 
 def _write_rows(path: Path | None, results: list[Any]) -> None:
@@ -234,7 +239,7 @@ def _write_page(
     if page is None:
         return
     say(f"drawing the best and worst cases: {page}")
-    if task.name == MASKS:
+    if _gives_masks(task):
         write_page(page.parent, model, judged, adapter, head=head)
     else:
         write_head_page(page.parent, task, model, judged, adapter, head=head)

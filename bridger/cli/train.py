@@ -54,7 +54,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head",
         metavar="NAME",
-        help="what is trained: referring_segmentation, referring_comprehension, "
+        help="what is trained: referring_segmentation, clipseg, referring_comprehension, "
         "semantic_segmentation, detection, classification, or one of your own (default: what the "
         "recipe says, else referring_segmentation)",
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LABELS = {
     "referring_segmentation": "Masks",
+    "clipseg": "Masks by CLIPSeg's decoder",
     "semantic_segmentation": "Label map",
     "detection": "Boxes",
     "referring_comprehension": "One box each",
@@ -84,7 +85,8 @@ def load_choices(
 ) -> list[Choice]:
     """Load adapters; those for the same towers share one pair of them.
 
-    Adapters with layers of peft, which become part of the towers, have towers of their own.
+    Adapters with layers of peft or bottleneck adapters, which become part of the towers, have
+    towers of their own.
 
     Args:
         adapters: names, see `bridger.hub.find_adapter`.
@@ -133,15 +135,17 @@ def _load(
     from bridger.named_towers.of_adapter import towers_of
 
     source = towers_of(folder, towers)
-    shares = source is not None and not read_saved_config(folder)["encoder"].get("peft")
+    encoder = read_saved_config(folder)["encoder"]
+    changes_towers = encoder.get("peft") or encoder.get("bottlenecks")
+    shares = source is not None and not changes_towers
     first = first_on.get(source) if shares and source is not None else None
     if first is None:
         model = BridgedModel.from_pretrained(adapter, towers=towers, download=download)
         if shares and source is not None:
             first_on[source] = model
         return model
-    encoder = first.encoder
-    model = BridgedModel.from_pretrained(adapter, encoder.vision.module, encoder.text.module)
+    there = first.encoder
+    model = BridgedModel.from_pretrained(adapter, there.vision.module, there.text.module)
     model.processor = model.processor or first.processor
     return model
 

@@ -30,7 +30,7 @@ from bridger.evaluation.pictures import (
     places_of,
 )
 from bridger.evaluation.ranking import average_precisions, ranks
-from bridger.heads import HeadOutput
+from bridger.heads import ClassificationHead, HeadOutput
 from bridger.model import BridgedModel
 from bridger.processing import Placement
 from bridger.texts import Texts
@@ -195,7 +195,7 @@ def evaluate_classification(
         ValueError: an unknown head or one of another task, a split without pictures, or pictures
             that do not show one class each for a head that is not multi-label.
     """
-    name = head_for(model, head, "classification", "name the class of a picture")
+    name = head_for(model, head, ClassificationHead, "name the class of a picture")
     chosen: Any = model.heads[name]
     multi_label: bool = chosen.config.multi_label
     if not multi_label:

@@ -28,6 +28,7 @@ from bridger.evaluation.pictures import (
     judge_batches,
     processor_for,
 )
+from bridger.heads import ComprehensionHead
 from bridger.model import BridgedModel
 from bridger.predictions.masks import box_of
 from bridger.texts import Texts
@@ -163,7 +164,7 @@ def evaluate_comprehension(
         ValueError: an unknown head or one of another task, or a split without expressions.
     """
     processor = processor_for(model, batch_size)
-    name = head_for(model, head, "referring_comprehension", "find the box of what sentences mean")
+    name = head_for(model, head, ComprehensionHead, "find the box of what sentences mean")
     chosen: Any = model.heads[name]
     keys = data.picture_keys()
 

@@ -17,7 +17,7 @@ from bridger.data.labelled import BoxedPicture, LabelledDataset
 from bridger.evaluation.labelled import LabelledEvaluation, PictureCase, by_name, defined
 from bridger.evaluation.metrics import Floats
 from bridger.evaluation.pictures import Report, head_for, judge_pictures, places_of
-from bridger.heads import HeadOutput
+from bridger.heads import DetectionHead, HeadOutput
 from bridger.model import BridgedModel
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
@@ -227,7 +227,7 @@ def evaluate_detection(
         FileNotFoundError: pictures are missing; nothing was computed yet.
         ValueError: an unknown head or one of another task, or a split without pictures.
     """
-    name = head_for(model, head, "detection", "find objects of classes")
+    name = head_for(model, head, DetectionHead, "find objects of classes")
     chosen: Any = model.heads[name]
 
     def count(

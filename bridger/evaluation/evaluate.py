@@ -17,7 +17,7 @@ from bridger.evaluation.pictures import (
     processor_for,
 )
 from bridger.evaluation.result import Case, Evaluation
-from bridger.heads.dense import DenseHead
+from bridger.heads.masks import MaskHead
 from bridger.model import BridgedModel
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
@@ -64,10 +64,10 @@ def evaluate(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability between 0 and 1, got {threshold}")
     processor = processor_for(model, batch_size)
-    name = head_for(model, head, "referring_segmentation", "segment what sentences mean")
+    name = head_for(model, head, MaskHead, "segment what sentences mean")
     batches = plan_batches(dataset, batch_size, first_sentence)
     thresholds = (threshold, *(t for t in THRESHOLDS if t != threshold))
-    judge = Judge(model, processor, cast(DenseHead, model.heads[name]), dataset, thresholds)
+    judge = Judge(model, processor, cast(MaskHead, model.heads[name]), dataset, thresholds)
     so_far = MeanSoFar(_iou)
     judged = judge_batches(
         model, batches, judge, count_expressions, lambda found: so_far(found[0]), report

@@ -16,7 +16,6 @@ from bridger.data.labelled import LabelledDataset, LabelledPicture
 from bridger.evaluation.ranks import gather, rank_and_world
 from bridger.freezing import in_eval_mode
 from bridger.heads import HeadOutput
-from bridger.heads.registry import get_head
 from bridger.model import BridgedModel
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
@@ -147,13 +146,13 @@ def processor_for(model: BridgedModel, batch_size: int) -> Processor:
     return model.processor
 
 
-def head_for(model: BridgedModel, asked: str | None, registered: str, purpose: str) -> str:
+def head_for(model: BridgedModel, asked: str | None, kind: type[Any], purpose: str) -> str:
     """Return the name of the head that answers.
 
     Args:
         model: the model.
         asked: name of the head; None: the only one.
-        registered: name of the class of heads that the task is for.
+        kind: class of the heads that the task is for.
         purpose: what those are trained to do.
 
     Raises:
@@ -161,7 +160,7 @@ def head_for(model: BridgedModel, asked: str | None, registered: str, purpose: s
     """
     name = model.head_name(asked)
     head = model.heads[name]
-    if not isinstance(head, get_head(registered)):
+    if not isinstance(head, kind):
         raise ValueError(
             f"head {name!r} is a {head.name} head, which was not trained to {purpose}: name "
             f"another one, or a data set of its own task"

@@ -21,7 +21,7 @@ from bridger.evaluation.labelled import (
 )
 from bridger.evaluation.metrics import Counts, Floats, Ratio
 from bridger.evaluation.pictures import Report, head_for, judge_pictures
-from bridger.heads import HeadOutput
+from bridger.heads import HeadOutput, SemanticSegmentationHead
 from bridger.model import BridgedModel
 from bridger.processing import Placement, Processor
 from bridger.texts import Texts
@@ -173,7 +173,7 @@ def evaluate_semantic(
         FileNotFoundError: pictures are missing; nothing was computed yet.
         ValueError: an unknown head or one of another task, or a split without pictures.
     """
-    name = head_for(model, head, "semantic_segmentation", "name the class of every pixel")
+    name = head_for(model, head, SemanticSegmentationHead, "name the class of every pixel")
     chosen, num_classes = model.heads[name], len(data.classes)
 
     def count(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,16 +13,11 @@ from torch import Tensor, nn
 from bridger.config import check_flag, check_number
 from bridger.features import BridgedFeatures, EncoderSpec
 from bridger.heads.base import HeadOutput
-from bridger.heads.dense import DenseHead
 from bridger.heads.fusing import FusingConfig, FusingHead
 from bridger.heads.losses import dice_loss, mask_targets, no_target_loss, text_to_pixel_loss
+from bridger.heads.masks import MaskHead
 from bridger.heads.projector import Projector
 from bridger.heads.registry import register_head
-from bridger.predictions import Prediction
-from bridger.predictions.maps import PictureMaps
-from bridger.texts import Texts
-
-THRESHOLD = 0.35  # the paper's
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class ReferringConfig(FusingConfig):
 
 
 @register_head("referring_segmentation")
-class ReferringSegmentationHead(FusingHead, DenseHead):
+class ReferringSegmentationHead(FusingHead, MaskHead):
     """Segments the object that each expression means.
 
     Presets: "default", as wide as the sentence feature but at most 512, in whole 64s; "etris",
@@ -69,7 +63,6 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
         config: the options.
     """
 
-    pipeline_tag = "image-segmentation"
     config_class = ReferringConfig
     config: ReferringConfig
 
@@ -131,23 +124,6 @@ class ReferringSegmentationHead(FusingHead, DenseHead):
             losses["no_target"] = self.config.no_target_weight * scored
             loss = loss + losses["no_target"]
         return HeadOutput(rows, loss, no_target, losses if len(losses) > 1 else {})
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probability of each cell to lie in the object, (B, N, h, w)."""
-        return logits.sigmoid()
-
-    def result(
-        self,
-        maps: PictureMaps,
-        texts: Texts,
-        output: HeadOutput,
-        index: int,
-        threshold: float = THRESHOLD,
-    ) -> Prediction:
-        """Cut a picture's probabilities (N, h, w) at the threshold, 0 to 1."""
-        scores = output.no_target
-        none = None if scores is None else scores[index].sigmoid().cpu().numpy()
-        return Prediction.from_probabilities(np.asarray(maps), threshold, none, texts.names)
 
     def _logits(self, features: BridgedFeatures) -> tuple[Tensor, Tensor | None]:
         dtype = self.projector.sentence.weight.dtype

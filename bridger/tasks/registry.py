@@ -62,13 +62,20 @@ def find_data(task: Task, root: Root, asked: Sequence[str] = ()) -> list[str | N
     """
     # First of all: which files were expected is nothing to somebody who has others.
     if not _has_data(task, root):
-        others = [name for name in list_tasks() if _has_data(get_task(name), root)]
+        others = [
+            name for name in list_tasks() if not _is_variant(name) and _has_data(_TASKS[name], root)
+        ]
         if others:
             raise FileNotFoundError(
                 f"{root} holds no data for {task.name}, but for another task: "
                 f"{' or '.join(others)} (--head {others[0]} in the shell)"
             )
     return task.names(root, asked)
+
+
+def _is_variant(name: str) -> bool:
+    """Whether a task is another one with a head of its own."""
+    return any(kind in type(_TASKS[name]).__mro__[1:] for kind in map(type, _TASKS.values()))
 
 
 def _has_data(task: Task, root: Root) -> bool:
