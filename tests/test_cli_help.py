@@ -133,7 +133,7 @@ def test_nothing_typed_is_answered_with_the_help(capsys: pytest.CaptureFixture[s
     [
         ("pedict a.png owl", "there is no verb 'pedict': did you mean 'predict' or 'inspect'?"),
         ("data pictures a.png", "there is no verb 'pictures': did you mean 'picture'?"),
-        ("segment a.png", "there is no verb 'segment': known: ['convert', "),
+        ("segment a.png", "there is no verb 'segment': known: ['ablate', "),
     ],
 )
 def test_mistyped_verbs_are_told_what_they_may_mean(
