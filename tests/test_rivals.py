@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from einops import reduce
+from families_text import LONGER, build
 from helpers_conformance import trace
-from helpers_towers import PAIRS, ids, images
+from helpers_towers import PAIRS, hf_text, hf_vision, ids, images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -186,6 +187,25 @@ def test_configs_that_do_not_fit_the_towers_are_refused() -> None:
         with pytest.raises(ValueError, match=words):
             SMALL.replace(peft=config).build(vision, text, None)
         assert trace(text) == before
+
+
+def test_virtual_tokens_come_before_texts_that_can_have_them(tmp_path: Path) -> None:
+    config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
+    recipe = SMALL.replace(peft={"text": {**config, "task_type": "FEATURE_EXTRACTION"}})
+    bert = build("BertModel", **LONGER)
+    vision, text = hf_vision(), bert()
+    before = trace(text)
+    model = recipe.build(vision, text, None)
+    groups = {group["name"]: group["params"] for group in model.parameter_groups()}
+    assert [tuple(p.shape) for p in groups["peft"]] == [(2, text.config.hidden_size)]
+    model.save_pretrained(tmp_path)
+    expected = model.eval().encode(images(2), ids(2)).tokens
+    model.detach()
+    assert trace(text) == before
+    again = BridgedModel.from_pretrained(tmp_path, hf_vision(), bert())
+    assert torch.equal(again.encode(images(2), ids(2)).tokens, expected)
+    with pytest.raises(ValueError, match="peft=.*virtual tokens work before encoders that read"):
+        recipe.build(hf_vision(), hf_text(), None)
 
 
 # Bottleneck adapters.

@@ -73,7 +73,8 @@ def _with_peft(
         seen, read = find_vision_tower(vision), find_text_tower(wrap_prompts(text, entries))
         return seen, read, inject_peft({"vision": seen.module, "text": read.module}, entries)
     except (TypeError, ValueError) as error:
-        found = error.__cause__ or error
+        # Putting layers in speaks of a saved adapter, and has peft's own words as its cause.
+        found = error if isinstance(error, TypeError) else error.__cause__ or error
         raise ValueError(f"peft={dict(wanted)} does not fit the towers: {found}") from error
 
 
