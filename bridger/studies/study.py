@@ -11,7 +11,7 @@
     }
 
 Changes are options of `Recipe`; a group of options, such as "bridger_options", is merged with the
-base's, so that a setting says what differs alone.
+base's, so that a setting says what differs alone. With another "task" the head's are not.
 """
 
 from __future__ import annotations
@@ -262,6 +262,8 @@ def _merged(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         own = getattr(recipe, name, None)
         both = isinstance(own, Mapping) and isinstance(value, Mapping)
+        if name == "head" and options.get("task", recipe.task) != recipe.task:
+            both = False  # another head has other options
         merged[name] = {**own, **value} if both else value  # type: ignore[dict-item]
     return merged
 
