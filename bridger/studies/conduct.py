@@ -17,6 +17,7 @@ from bridger.studies.study import Study
 
 QUESTIONS = 4
 QUICK = {"steps": 4, "evaluations": 1}
+QUICK_VALUES = 2  # of a search's grid
 QUICK_SCENES = {"train": 24, "val": 4, "testA": 4, "testB": 4}
 
 
@@ -61,7 +62,7 @@ class Conduct:
             asked = questions(splits, self.judged)
             self.store.write_pictures(asked)
             draw_meant(splits, asked, self.store.root)
-        rates = Rates(self.study, self.plan, self.make, QUICK["steps"] if self.quick else None)
+        rates = Rates(self.study, self.plan, self.make, QUICK_VALUES if self.quick else None)
         self._check_searched(rates.found)
         plans = self._plans(rates)
         runs = self.make(plans)
@@ -80,7 +81,7 @@ class Conduct:
             **changes: options of the recipe that differ from the setting's.
         """
         if self.quick:
-            changes = {**QUICK, **changes}
+            changes = {**changes, **QUICK}
         recipe = self.study.recipe(setting, report_to=(), **changes)
         judged = tuple(splits) or self.judged
         # The validation split chooses the checkpoint, whatever is judged.

@@ -55,13 +55,13 @@ class Rates:
         study: the study.
         planning: makes plans of it.
         make: makes runs.
-        short: updates of a run of the search, where it is another number than the study's.
+        most: values of the grid to try; None: all.
     """
 
     def __init__(
-        self, study: Study, planning: Planning, make: Make, short: int | None = None
+        self, study: Study, planning: Planning, make: Make, most: int | None = None
     ) -> None:
-        self.study, self.planning, self.make, self.short = study, planning, make, short
+        self.study, self.planning, self.make, self.most = study, planning, make, most
         self.found: list[Found] = []
         search = study.search
         if search is None:
@@ -86,7 +86,7 @@ class Rates:
         trials = [
             (name, value, self._plan(search, name, value))
             for name in names
-            for value in search.values
+            for value in search.values[: self.most]
         ]
         runs = self.make([plan for _, _, plan in trials])
         found = []
@@ -101,6 +101,7 @@ class Rates:
 
     def _plan(self, search: Search, name: str, value: float) -> Plan:
         rates = dict.fromkeys(self.study.settings[name].search, value)
-        steps = self.short or search.steps
-        changes = {**self.of(name), **rates, "seed": search.seed, "steps": steps}
+        changes = {**self.of(name), **rates, "seed": search.seed}
+        if search.steps is not None:
+            changes["steps"] = search.steps
         return self.planning(name, (VALIDATION,), **changes)

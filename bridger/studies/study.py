@@ -75,7 +75,7 @@ class Search(Config):
 
     Attributes:
         values: the grid.
-        steps: updates of a run of the search.
+        steps: updates of a run of the search; None: as many as of any other.
         seed: of the search, which no other run has.
         metric: what is compared.
         first: a setting whose rates are searched before all others, and hold for all: that of
@@ -86,7 +86,7 @@ class Search(Config):
     """
 
     values: tuple[float, ...] = ()
-    steps: int = 100
+    steps: int | None = None
     seed: int = 1000
     metric: str = "mIoU"
     first: str | None = None
@@ -96,7 +96,8 @@ class Search(Config):
             raise ValueError("a search needs values: the learning rates to try")
         for value in self.values:
             check_number("a searched rate", value)
-        check_whole("steps", self.steps)
+        if self.steps is not None:
+            check_whole("steps", self.steps)
         check_whole("seed", self.seed, 0)
 
 
