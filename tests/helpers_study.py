@@ -67,7 +67,7 @@ def write_study(root: Path, made: Sequence[Made] = COMPARED, seeds: int = 3) -> 
         {"split": "testB", "index": i, "image": f"{i}.png", "words": words}
         for i, words in enumerate(["the left <b>cup</b> & saucer", "the red kite above the lock"])
     ]
-    store.write_pictures(questions)
+    store.write_questions({"train": "a", "val": "b"}, questions)
     rows = []
     for place, each in enumerate(made):
         if each.reason:

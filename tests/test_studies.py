@@ -73,9 +73,17 @@ def test_groups_of_options_are_merged_with_the_bases() -> None:
     [
         ({"settings": {}}, "needs settings to run"),
         ({"settings": {"a": {"change": {}}}}, "'a'.*did you mean 'changes'"),
-        ({"settings": {"a": {}, "b": {"reason": "no", "search": ["eps"]}}}, "with a reason"),
+        ({"settings": {"a": {}, "b": {"reason": "no", "changes": {"eps": 1}}}}, "with a reason"),
         ({"settings": {"a": {}}, "reference": "b"}, "reference 'b' is no setting"),
         ({"settings": {"a": {"rates": "b"}}}, "a.rates 'b' is no setting"),
+        ({"settings": ["a"]}, "settings must be a JSON object"),
+        ({"settings": {"a": {"changes": ["x"]}}}, "'a'.*changes must be options"),
+        ({"settings": {"a": {"changes": {"seed": 3}}}}, "'a'.*the seed is the runs'"),
+        ({"settings": {"a": {"search": ["eps"]}}}, "'a'.*search"),
+        ({"settings": {"a": {"search": "learning_rate"}}}, "'a'.*a list of rates"),
+        ({"settings": {"a": {"search": ["learning_rate"]}}}, "the study has no search"),
+        ({"settings": {"a": {}, "b": {"rates": "a"}}, "search": {"values": [1]}}, "not searched"),
+        ({"scenes": {"trian": 3}}, "scenes"),
         ({"search": {"values": []}}, "needs values"),
         ({"search": {"values": [1e-3], "first": "b"}}, "search.first 'b' is no setting"),
     ],
@@ -92,6 +100,43 @@ def test_a_file_with_an_unknown_option_names_the_setting_and_itself(tmp_path: Pa
         Study.load(path)
     with pytest.raises(ValueError, match="did you mean 'positions'"):
         Study.load("position")
+
+
+def test_other_presets_and_empty_groups_are_not_merged() -> None:
+    settings = {
+        "gate": {"changes": {"bridgers": "etris_vit", "bridger_options": {"hidden_dim": 32}}},
+        "plain": {"changes": {"bridger_options": {}, "head": {}}},
+        "CLIPSeg": {"changes": {"task": "clipseg", "head": {"width": 32}}},
+        "no peft": {"changes": {"peft": {}}},
+    }
+    base = {"peft": {"text": {"peft_type": "LORA", "target_modules": ["c_fc"]}}}
+    asked = study(settings=settings, changes=base)
+    assert asked.recipe("gate").bridger_options == {"hidden_dim": 32}
+    assert asked.recipe("plain").bridger_options == asked.recipe("plain").head == {}
+    assert asked.recipe("CLIPSeg").head == {"width": 32}
+    assert asked.recipe("no peft").peft == {} != asked.recipe("plain").peft
+
+
+def test_a_base_is_looked_for_beside_its_study(tmp_path: Path) -> None:
+    Recipe.preset("quickstart", steps=7).save(tmp_path / "base.json")
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"base": "base.json", "settings": {"usual": {}}}))
+    assert Study.load(path).recipe("usual").steps == 7
+
+
+@pytest.mark.parametrize("name", ["runs", "scenes", "../mine", ""])
+def test_a_study_whose_report_would_lie_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be called"):
+        study(name=name).check()
+
+
+def test_a_search_for_an_unknown_metric_is_refused_before_it_runs() -> None:
+    asked = study(
+        settings={"usual": {"search": ["learning_rate"]}},
+        search={"values": [1e-3], "metric": "mIuO"},
+    )
+    with pytest.raises(ValueError, match="mIuO"):
+        asked.check()
 
 
 def test_some_settings_bring_those_that_they_need() -> None:
@@ -147,6 +192,12 @@ def test_data_are_told_by_what_they_hold_and_not_by_their_place(
     first, second = (RefCOCO(folder, "train") for folder in (scenes, tmp_path))
     assert fingerprint(first) == fingerprint(second)
     assert fingerprint(first) != fingerprint(RefCOCO(scenes, "testA"))
+    path = next(tmp_path.glob("**/instances.json"))
+    annotations = json.loads(path.read_text())
+    for outline in annotations["annotations"]:
+        outline["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    path.write_text(json.dumps(annotations))
+    assert fingerprint(first) != fingerprint(RefCOCO(tmp_path, "train"))  # other masks alone
 
 
 def test_all_settings_of_a_seed_see_the_same_pictures_and_words(scenes: Path) -> None:
@@ -214,9 +265,32 @@ def test_a_run_that_fails_is_named_after_the_others_were_made(
 ) -> None:
     worker("if folder.name == 'seed-1': raise SystemExit('the disk is full')")
     store = Store(tmp_path)
+    (store.prepare(plan(seed=1)) / "log.txt").write_text("an older error\n")
     with pytest.raises(RunFailed, match=r"1 runs.*\n.*usual, seed 1: the disk is full.*log\.txt"):
         run_all([plan(seed=seed) for seed in range(3)], store, Machine(1, 1))
     assert [store.find(plan(seed=seed)) is not None for seed in range(3)] == [True, False, True]
+
+
+def test_a_run_that_was_killed_says_so(tmp_path: Path, worker: Callable[..., None]) -> None:
+    worker("import os; os.kill(os.getpid(), 9)")
+    store = Store(tmp_path)
+    (store.prepare(plan()) / "log.txt").write_text("an older error\n")
+    with pytest.raises(RunFailed, match=r"usual, seed 0: killed by signal 9 \("):
+        run_all([plan()], store, Machine(1, 1))
+
+
+def test_gpus_that_the_user_chose_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5a")
+    chosen = Machine.here()
+    shown = [chosen.variables(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert (chosen.jobs, shown) == (2, ["2", "GPU-5a", "2"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert Machine.here(jobs=4).devices == ("0", "1")
+    alone = Machine.here(jobs=3, use_cpu=True)
+    assert (alone.jobs, alone.threads, alone.devices, alone.use_cpu) == (3, 1, (), True)
 
 
 def test_an_interrupted_study_interrupts_its_runs(
@@ -229,9 +303,6 @@ def test_an_interrupted_study_interrupts_its_runs(
     )
     store, asked = Store(tmp_path), plan()
 
-    def interrupt(*_: Any) -> None:
-        return None
-
     start = scheduling._Pool.ended
 
     def ended(pool: Any) -> Any:
@@ -242,7 +313,7 @@ def test_an_interrupted_study_interrupts_its_runs(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduling._Pool, "ended", ended)
         with pytest.raises(KeyboardInterrupt):
-            run_all([asked], store, Machine(1, 1), interrupt)
+            run_all([asked], store, Machine(1, 1))
     assert (store.folder(asked) / "saved").exists()
     assert store.find(asked) is None
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bridger._importing import import_modules
 
 if TYPE_CHECKING:
     import torch
@@ -75,31 +75,8 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
 
 
 def import_own(args: argparse.Namespace) -> None:
-    """Import what `--import` names; of a verb without that option, nothing.
-
-    Modules are looked for in the working folder too, and a file may import those beside it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: there is no such module, or another one has the file's name.
-    """
-    for name in getattr(args, "imports", ()):
-        path = Path(name).resolve()
-        is_file = path.suffix == ".py"
-        if is_file and not path.is_file():
-            raise FileNotFoundError(f"--import {name}: there is no such file")
-        place = str(path.parent if is_file else Path.cwd())
-        if place not in sys.path:
-            sys.path.insert(0, place)
-        try:
-            module = importlib.import_module(path.stem if is_file else name)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"--import {name}: {error}") from error
-        if is_file and Path(module.__file__ or "").resolve() != path:
-            raise ImportError(
-                f"--import {name}: {module.__file__ or 'a part of Python'} has the same name and "
-                f"was there before: give the file another one"
-            )
+    """Import what `--import` names; of a verb without that option, nothing."""
+    import_modules(getattr(args, "imports", ()))
 
 
 def device_of(name: str) -> torch.device:

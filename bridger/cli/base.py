@@ -15,8 +15,10 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TextIO
@@ -206,6 +208,19 @@ def complain(line: str) -> None:
         sys.stderr.flush()
     except BrokenPipeError:
         let_go(sys.stderr)
+
+
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """Let whoever ends the process politely, or closes its terminal, end it as Ctrl-C does."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ends = [end for end in known if signal.getsignal(end) is not signal.SIG_IGN]  # as by nohup
+    before = {end: signal.signal(end, signal.default_int_handler) for end in ends}
+    try:
+        yield
+    finally:
+        for end, handler in before.items():
+            signal.signal(end, handler)
 
 
 def let_go(*streams: TextIO) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from bridger.cli.adapters import (
@@ -18,7 +15,7 @@ from bridger.cli.adapters import (
     device_of,
     find,
 )
-from bridger.cli.base import say, whole, write_json
+from bridger.cli.base import ended_like_ctrl_c, say, whole, write_json
 
 HELP = "open a page in the browser that shows what words mean"
 EXAMPLES = """\
@@ -91,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     loaded = time.monotonic()
     result: dict[str, Any] = {"heads": {choice.label: choice.adapter for choice in choices}}
     with (
-        _ended_like_ctrl_c(),
+        ended_like_ctrl_c(),
         open_page(
             choices, limits, host=args.host, port=args.port, browser=args.open, debug=args.debug
         ) as address,
@@ -107,13 +104,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             pass
     say("closed")
     return result
-
-
-@contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """Let whoever ends the process politely end it as cleanly as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from bridger.cli.adapters import add_device_option, add_import_option, trains_on_cpu
-from bridger.cli.base import Counter, say, whole
+from bridger.cli.base import Counter, ended_like_ctrl_c, say, whole
 
 if TYPE_CHECKING:
     from bridger.studies.conduct import Conduct
@@ -26,7 +26,20 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="referring expressions with train, val and test splits (default: the embedded scenes)",
+        help="referring expressions with splits train, val and test... (default: the embedded "
+        "scenes)",
+    )
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        metavar="NAME",
+        help="which data sets of the folder, where it holds several; several are mixed",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="RECIPE",
+        help="what the settings change, in place of the study's base: a recipe's name or a JSON "
+        "file, for towers of your own, say; rows that do not fit them say so",
     )
     parser.add_argument(
         "--out",
@@ -42,13 +55,19 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         help="runs of every setting (default: as the study has it)",
     )
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="SETTING", help="these and the reference alone"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="SETTING",
+        help="these alone, with the reference and those whose learning rates they take",
     )
     parser.add_argument(
         "--jobs", type=whole(1), metavar="N", help="runs at once (default: one a core, or a GPU)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a few updates of one seed: does all of it work?"
+        "--quick",
+        action="store_true",
+        help="a few updates of one seed: does all of it work? (Data of your own are judged whole)",
     )
     add_device_option(parser)
     add_import_option(parser)
@@ -58,6 +77,8 @@ def conduct_studies(args: argparse.Namespace, studies: Sequence[Study]) -> dict[
     """Make what runs are missing, write a report of each study, and say where it is.
 
     Raises:
+        RuntimeError: some runs failed; all others were made, and the reports written.
+        ValueError: two studies of one name, or what `Study` and the data refuse.
         KeyboardInterrupt: Ctrl-C; the same command goes on.
     """
     from bridger.studies.drawing import NO_PLOTS, can_plot
@@ -65,21 +86,27 @@ def conduct_studies(args: argparse.Namespace, studies: Sequence[Study]) -> dict[
 
     if not can_plot():  # before hours of runs
         say(NO_PLOTS)
-    told = {}
-    for study in studies:
+    names = [study.name for study in studies]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two studies have one name, and so one report: {', '.join(names)}")
+    conductors = [conductor(args, study) for study in studies]  # all are checked before any runs
+    told, failures = {}, []
+    for conducted in conductors:
+        study = conducted.study
         say(f"{study.name}: {study.note}")
         started = time.monotonic()
-        conducted = conductor(args, study)
         try:
-            results = conducted()
+            with ended_like_ctrl_c():
+                results = conducted()
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt("the same command goes on") from interruption
         folder = args.out / study.name
         write_report(folder, results)
         told[study.name] = {"report": str(folder), "rows": _figures(results)}
         say(*_lines(results), f"wrote {folder} after {time.monotonic() - started:.0f} s", "")
-        for failure in conducted.failures:
-            raise RuntimeError(failure)
+        failures += conducted.failures
+    if failures:
+        raise RuntimeError("\n".join(failures))
     return told
 
 
@@ -91,10 +118,16 @@ def conductor(args: argparse.Namespace, study: Study) -> Conduct:
 
     if args.only:
         study = study.only(args.only)
+    if args.base is not None:
+        study = study.replace(base=args.base)
+    if args.dataset is not None:
+        study = study.replace(changes={**study.changes, "datasets": args.dataset})
+    study.check()
     data = args.data
     if data is None:
-        data = args.out / (f"{SCENES}-quick" if args.quick else SCENES)
-        _write_scenes(data, QUICK_SCENES if args.quick else study.scenes)
+        counts = QUICK_SCENES if args.quick else study.scenes
+        data = args.out / "-".join([SCENES, *map(str, counts.values())])
+        _write_scenes(data, counts)
     return Conduct(
         study,
         data,
@@ -124,9 +157,7 @@ class RunsCounter:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.counter = Counter(name)
-        self.total = 0
+        self.name, self.total = name, 0
 
     def __call__(self, done: int, total: int, seconds: float | None) -> None:
         if total != self.total:  # another series: the search's, then the settings'

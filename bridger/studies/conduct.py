@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bridger.studies.data import TRAINING, open_data, splits_to_judge
 from bridger.studies.results import Row, StudyResults
 from bridger.studies.scheduling import Machine, Report, RunFailed, run_all
-from bridger.studies.search import VALIDATION, Found, Rates
-from bridger.studies.store import Plan, Run, Store, draw_answer, fingerprint, picture_file
-from bridger.studies.study import Study
+from bridger.studies.search import Found, Rates
+from bridger.studies.store import Plan, Run, Store, draw_answer, fingerprint
+from bridger.studies.study import VALIDATION, Study
 
 QUESTIONS = 4
 QUICK = {"steps": 4, "evaluations": 1}
@@ -34,6 +37,7 @@ class Conduct:
         quick: runs of a few updates, which say nothing but that all of it works.
         report: is told how far a series of runs is.
         imports: modules of the user's own that every run imports first.
+        failures: what went wrong, filled while runs are made.
     """
 
     study: Study
@@ -49,28 +53,45 @@ class Conduct:
     def __call__(self) -> StudyResults:
         """Make what is missing, and return the rows.
 
-        Settings whose runs failed have rows that say so.
+        Settings whose runs failed, or whose rates could not be searched, have rows that say so.
 
         Raises:
-            FileNotFoundError, ValueError: the data cannot be used; see `open_splits`.
+            FileNotFoundError, ValueError: the data cannot be used; see `splits_to_judge`.
             KeyboardInterrupt: Ctrl-C; the same call goes on.
         """
-        splits = self._open()
-        self.fingerprints = {name: fingerprint(data) for name, data in splits.items()}
-        self.judged = tuple(name for name in splits if name != "train")
-        if not self.store.pictures():
-            asked = questions(splits, self.judged)
-            self.store.write_pictures(asked)
-            draw_meant(splits, asked, self.store.root)
+        self._ask()
         rates = Rates(self.study, self.plan, self.make, QUICK_VALUES if self.quick else None)
-        self._check_searched(rates.found)
-        plans = self._plans(rates)
-        runs = self.make(plans)
+        lacking = self._lacking(rates.found)
+        plans = self._plans(rates, [n for n in self.study.runnable() if n not in lacking])
         made: dict[str, list[Run]] = {}
-        for plan, run in zip(plans, runs, strict=True):
+        for plan, run in zip(plans, self.make(plans), strict=True):
             if run is not None:
                 made.setdefault(plan.setting, []).append(run)
-        return self._results(made, rates.found)
+        return self._results(made, rates.found, lacking)
+
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
+        """The splits that are judged: the validation split, and those to test on."""
+        of_each = [
+            splits_to_judge(self.study.recipe(name), self.data, VALIDATION)
+            for name in self.study.runnable()
+        ]
+        return tuple(of_each[0])
+
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        """The data by split."""
+        return open_data(self.study.recipe(self.study.reference), self.data, self.judged)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells the data, and files of the user's own, from others."""
+        files = {
+            f"--import {Path(name).name}": hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+            for name in self.imports
+            if name.endswith(".py")
+        }
+        return {**{name: fingerprint(data) for name, data in self.splits.items()}, **files}
 
     def plan(self, setting: str, splits: Sequence[str] = (), **changes: Any) -> Plan:
         """Return a run of a setting.
@@ -85,9 +106,9 @@ class Conduct:
         recipe = self.study.recipe(setting, report_to=(), **changes)
         judged = tuple(splits) or self.judged
         # The validation split chooses the checkpoint, whatever is judged.
-        read = [name for name in self.fingerprints if name in ("train", VALIDATION, *judged)]
-        fingerprints = {name: self.fingerprints[name] for name in read}
-        return Plan(setting, recipe, self.data, judged, fingerprints)
+        unread = set(self.judged) - {TRAINING, VALIDATION, *judged}
+        read = {name: told for name, told in self.fingerprints.items() if name not in unread}
+        return Plan(setting, recipe, self.data, judged, read, self.machine.use_cpu)
 
     def make(self, plans: Sequence[Plan]) -> list[Run | None]:
         """Make runs, and return them; None for those that failed."""
@@ -97,47 +118,43 @@ class Conduct:
             self.failures.append(str(failed))
         return [self.store.find(plan) for plan in plans]
 
-    def _open(self) -> dict[str, Any]:
-        from bridger.tasks import get_task
+    def _ask(self) -> None:
+        """Fix what all runs on these data are asked for a picture of, and draw what is meant."""
+        if self.store.questions(self.fingerprints):
+            return
+        asked = questions(self.splits, self.judged)
+        folder = self.store.write_questions(self.fingerprints, asked)
+        for number, question in enumerate(asked):
+            draw_meant(self.splits[question["split"]][question["index"]], folder / f"{number}.jpg")
 
-        recipe = self.study.recipe(self.study.reference)
-        task = get_task(recipe.task)
-        there = task.splits(self.data)
-        if "train" not in there or VALIDATION not in there:
-            raise ValueError(
-                f"a study trains on train and chooses checkpoints and rates on {VALIDATION}; "
-                f"{self.data} has {', '.join(there)}"
-            )
-        tests = [name for name in there if name.startswith("test")]
-        names = ["train", VALIDATION, *tests]
-        return dict(zip(names, task.open_several(self.data, names), strict=True))
-
-    def _plans(self, rates: Rates) -> list[Plan]:
+    def _plans(self, rates: Rates, names: Sequence[str]) -> list[Plan]:
         """Return all runs, first those of the first seed: tables fill from the top."""
-        seeds = {name: self.study.seeds_of(name, self.seeds) for name in self.study.runnable()}
+        seeds = {name: self.study.seeds_of(name, self.seeds) for name in names}
         return [
             self.plan(name, **{**rates.of(name), "seed": seed})
-            for seed in range(max(map(len, seeds.values())))
-            for name in self.study.runnable()
+            for seed in range(max(map(len, seeds.values()), default=0))
+            for name in names
             if seed in seeds[name]
         ]
 
-    def _check_searched(self, found: Sequence[Found]) -> None:
-        missing = [
-            name
-            for name in self.study.runnable()
-            if self.study.settings[name].search and name not in {each.setting for each in found}
-        ]
-        if missing:
-            raise RunFailed(
-                f"no learning rate was found for {', '.join(missing)}: {' '.join(self.failures)}"
-            )
+    def _lacking(self, found: Sequence[Found]) -> dict[str, str]:
+        """Return the settings whose rates no run of the search gave, with a reason."""
+        known = {each.setting for each in found}
+        first = None if self.study.search is None else self.study.search.first
+        lacking = {}
+        for name in self.study.runnable():
+            needed = {self.study.rates_of(name), first} - {None}
+            if missing := sorted(str(each) for each in needed - known):
+                lacking[name] = f"no learning rate was found for {missing[0]}: its runs failed"
+        return lacking
 
-    def _results(self, made: dict[str, list[Run]], found: Sequence[Found]) -> StudyResults:
+    def _results(
+        self, made: Mapping[str, list[Run]], found: Sequence[Found], lacking: Mapping[str, str]
+    ) -> StudyResults:
         rows = []
         for name, setting in self.study.settings.items():
             runs = made.get(name, [])
-            reason = setting.reason
+            reason = setting.reason or lacking.get(name)
             if reason is None and not runs:
                 reason = "its runs ended with an error"
             rows.append(Row(name, tuple(runs), setting.group, setting.size, reason))
@@ -152,8 +169,8 @@ class Conduct:
         )
 
 
-def questions(splits: dict[str, Any], judged: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what every run is asked for a picture of: the first pictures of the test splits.
+def questions(splits: Mapping[str, Any], judged: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what runs are asked for a picture of: the first pictures of the test splits.
 
     Args:
         splits: data sets by name.
@@ -173,11 +190,14 @@ def questions(splits: dict[str, Any], judged: Sequence[str]) -> list[dict[str, A
     ]
 
 
-def draw_meant(splits: dict[str, Any], asked: Sequence[dict[str, Any]], root: Path) -> None:
-    """Draw what is meant in the pictures that every run is asked about."""
+def draw_meant(sample: Any, file: Path) -> None:
+    """Draw what a ref means.
+
+    Args:
+        sample: the ref.
+        file: where to.
+    """
     from bridger.predictions import Prediction
 
-    for number, question in enumerate(asked):
-        sample = splits[question["split"]][question["index"]]
-        meant = Prediction.from_probabilities((sample.mask[None] > 0).astype(np.float32), 0.5)
-        draw_answer(meant, sample.image_path, root / picture_file(number))
+    meant = Prediction.from_probabilities((sample.mask[None] > 0).astype(np.float32), 0.5)
+    draw_answer(meant, sample.image_path, file)

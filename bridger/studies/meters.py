@@ -13,29 +13,36 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from bridger._json import read_json
+from bridger.studies.store import write_json
+
 PROCESS, CPU = Path("/proc/self"), Path("/proc/cpuinfo")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 class Meters(TrainerCallback):  # type: ignore[misc]
-    """Watches a training.
+    """Watches a training, over all the sittings that it takes.
 
     Seconds of a step are of forward, backward and update, without making the batch; where there is
     no GPU, of the process's time on processors by its threads, since trainings at once slow each
     other down.
 
-    Attributes:
-        steps: updates that were watched; a resumed run has had others before.
+    Args:
+        file: where it keeps what it knows whenever the training saves a checkpoint.
     """
 
-    def __init__(self) -> None:
-        self.steps = 0
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self._seconds: list[float] = []
-        self._started = 0.0
+        self._spent, self._since, self._started = 0.0, time.perf_counter(), 0.0
         self._before = self._peak = 0
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Note the memory before."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on from what was known at the checkpoint, and note the memory before."""
+        if state.global_step and self.file.is_file():
+            kept = read_json(self.file)
+            self._seconds = kept["steps"][: state.global_step]
+            self._spent, self._peak = kept["spent"], kept["peak"]
         self._before = _start_memory()
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -45,23 +52,34 @@ class Meters(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Stop the clock."""
         self._seconds.append(_clock() - self._started)
-        self.steps += 1
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note the peak."""
-        self._peak = _peak_memory()
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        """Keep what is known."""
+        kept = {"steps": self._seconds, "spent": self.spent, "peak": self.peak}
+        write_json(self.file, kept)
 
     @property
-    def step(self) -> float:
-        """The median seconds of a step; nan where none was watched."""
-        return statistics.median(self._seconds) if self._seconds else float("nan")
+    def step(self) -> float | None:
+        """The median seconds of a step; None where none was watched."""
+        return statistics.median(self._seconds) if self._seconds else None
 
-    def memory(self) -> dict[str, int]:
-        """Return bytes: "loaded" before training, and the "peak" of training.
+    @property
+    def spent(self) -> float:
+        """Seconds of all sittings so far, without what came after their last checkpoints."""
+        return self._spent + time.perf_counter() - self._since
 
-        Of a GPU, what torch had given out; else the process's resident memory.
-        """
-        return {"loaded": self._before, "peak": self._peak}
+    @property
+    def peak(self) -> int:
+        """Most bytes of any sitting: of a GPU what torch had given out, else resident memory."""
+        return max(self._peak, _peak_memory())
+
+    def told(self) -> dict[str, Any]:
+        """Return what is known, as a run's result has it; call it once the training is over."""
+        return {
+            "steps": len(self._seconds),
+            "seconds": {"step": self.step, "training": self.spent},
+            "memory": {"loaded": self._before, "peak": self.peak},
+        }
 
 
 def environment() -> dict[str, Any]:
@@ -119,8 +137,11 @@ def _peak_memory() -> int:
         status = (PROCESS / "status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except OSError:
+        pass
+    try:
         import resource
-
-        # Kilobytes on Linux, bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    except ImportError:  # not known on Windows
+        return 0
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -65,10 +65,11 @@ def _pictures(results: StudyResults) -> Iterator[str]:
     """Yield what the first run of every row answers to the questions of the store."""
     if not results.runs:
         return
-    store = Store(results.runs[0].folder.parent.parent)
+    first = results.runs[0]
+    store, data = Store(first.folder.parent.parent), first.result["samples"]["data"]
     shown = [
-        (question, list(_answers(results, number, store.root / picture_file(number))))
-        for number, question in enumerate(store.pictures())
+        (question, list(_answers(results, number, store.questions_folder(data) / f"{number}.jpg")))
+        for number, question in enumerate(store.questions(data))
     ]
     if not any(answers for _, answers in shown):
         return

@@ -9,30 +9,32 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from bridger._importing import import_modules
 from bridger._json import read_json
-from bridger.cli.adapters import import_own
-from bridger.studies.meters import Meters, environment
+from bridger.studies.data import open_data
 from bridger.studies.store import (
     ADAPTER,
     HISTORY_FILE,
     RESULT_FILE,
+    TRAINED_FILE,
     Cases,
     Plan,
     Store,
     cases_file,
     draw_answer,
+    fingerprint,
     picture_file,
     remove_leftovers,
     write_json,
 )
+from bridger.studies.study import VALIDATION
 
 if TYPE_CHECKING:
     from bridger.evaluation import Evaluation
@@ -40,14 +42,20 @@ if TYPE_CHECKING:
     from bridger.tasks import Task
     from bridger.training import Recipe
 
-LOCK_FILE = ".lock"
+LOCK_FILE, METERS_FILE = ".lock", "meters.json"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Make the run whose folder is the first argument, unless it is finished."""
     folder, imports = Path(arguments[0]), arguments[1:]
-    import_own(Namespace(imports=imports))
-    with FileLock(folder / LOCK_FILE):
+    import_modules(imports)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("another process is at this run: waiting for it", flush=True)
+        lock.acquire()
+    with lock:
         if not (folder / RESULT_FILE).is_file():
             perform(folder)
 
@@ -56,80 +64,86 @@ def perform(folder: Path) -> None:
     """Train, judge and write what came out; the result last.
 
     Raises:
-        ValueError: the data are not those that were planned with, or the recipe's task gives no
-            masks to compare.
+        ValueError: the data are not those that were planned with.
         FileNotFoundError, RuntimeError, KeyboardInterrupt: see `bridger.training.train`.
     """
     from bridger.tasks import get_task
-    from bridger.training.run import has_checkpoint, train
 
     plan = Plan.read(folder)
-    recipe, task = plan.recipe, get_task(plan.recipe.task)
+    task = get_task(plan.recipe.task)
+    splits = open_data(plan.recipe, plan.data, [VALIDATION, *plan.splits])
+    _check(plan, splits)
+    model = _trained(plan, folder, splits)
     started = time.perf_counter()
-    training, validation, judged = open_data(plan, task)
-    meters = Meters()
-    out = folder / ADAPTER
-    model = train(
-        recipe,
-        training,
-        out,
-        validation=validation,
-        resume=has_checkpoint(out),
-        callbacks=[meters],
-    )
-    trained = time.perf_counter()
-    results = {}
-    for split, data in judged.items():
-        found: Any = task.evaluate(model, data, model.head_name())
-        cases_of(found).save(folder / cases_file(split))
-        results[split] = found.figures()
-    finished = time.perf_counter()
+    judged = {name: splits[name] for name in plan.splits}
+    results = judge(model, task, judged, folder)
+    measured = read_json(folder / TRAINED_FILE)
+    measured["seconds"]["evaluation"] = time.perf_counter() - started
+    measured["seconds"]["all"] = sum(measured["seconds"][n] for n in ("training", "evaluation"))
     if plan.seed == 0:
-        answer(model, Store(folder.parent.parent), judged, folder)
-    write_json(folder / HISTORY_FILE, curve(read_json(out / HISTORY_FILE)))
-    remove_leftovers(folder)
-    seconds = {
-        "step": meters.step,
-        "training": trained - started,
-        "evaluation": finished - trained,
-        "all": finished - started,
-    }
+        answer(model, Store(folder.parent.parent), plan, judged, folder)
     result = {
         "setting": plan.setting,
         "seed": plan.seed,
-        "recipe": recipe.to_dict(),
+        "recipe": plan.recipe.to_dict(),
         "splits": results,
         "parameters": parameters_of(model),
-        "bytes": sum(path.stat().st_size for path in out.glob("*.safetensors")),
-        "steps": meters.steps,
-        "seconds": seconds,
-        "memory": meters.memory(),
+        "bytes": sum(path.stat().st_size for path in (folder / ADAPTER).glob("*.safetensors")),
+        **measured,
         "samples": {
-            "order": order_of(recipe, task, training),
+            "order": order_of(plan.recipe, task, splits["train"]),
             "data": dict(plan.fingerprints),
         },
-        "environment": environment(),
     }
     write_json(folder / RESULT_FILE, result)
+    (folder / TRAINED_FILE).unlink()
 
 
-def open_data(plan: Plan, task: Task) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the training split, the one that chooses the checkpoint, and those to judge.
-
-    Raises:
-        ValueError: they are not those that were planned with.
-    """
-    from bridger.studies.store import fingerprint
-
-    names = list(dict.fromkeys(["train", *plan.splits]))
-    splits = dict(zip(names, task.open_several(plan.data, names), strict=True))
+def _check(plan: Plan, splits: Mapping[str, Any]) -> None:
     for name, data in splits.items():
         if fingerprint(data) != plan.fingerprints[name]:
             raise ValueError(
                 f"{name} in {plan.data} has changed since the study began: start the study again, "
                 "which makes new runs, or restore the data"
             )
-    return splits["train"], splits.get("val"), {name: splits[name] for name in plan.splits}
+
+
+def _trained(plan: Plan, folder: Path, splits: Mapping[str, Any]) -> BridgedModel:
+    """Train, or load what was trained before the run was broken off."""
+    from bridger.model import BridgedModel
+    from bridger.studies.meters import Meters, environment
+    from bridger.training.run import has_checkpoint, train
+
+    out = folder / ADAPTER
+    if (folder / TRAINED_FILE).is_file():
+        return BridgedModel.from_pretrained(out)
+    meters = Meters(folder / METERS_FILE)
+    model = train(
+        plan.recipe,
+        splits["train"],
+        out,
+        validation=splits[VALIDATION],
+        resume=has_checkpoint(out),
+        use_cpu=plan.use_cpu,
+        callbacks=[meters],
+    )
+    write_json(folder / HISTORY_FILE, curve(read_json(out / HISTORY_FILE)))
+    write_json(folder / TRAINED_FILE, {**meters.told(), "environment": environment()})
+    (folder / METERS_FILE).unlink(missing_ok=True)
+    remove_leftovers(folder)
+    return model
+
+
+def judge(
+    model: BridgedModel, task: Task, judged: Mapping[str, Any], folder: Path
+) -> dict[str, dict[str, float]]:
+    """Judge every sentence of every split; write the counts, and return the figures."""
+    results = {}
+    for split, data in judged.items():
+        found: Any = task.evaluate(model, data, model.head_name())
+        cases_of(found).save(folder / cases_file(split))
+        results[split] = found.figures()
+    return results
 
 
 def cases_of(found: Evaluation) -> Cases:
@@ -144,12 +158,14 @@ def parameters_of(model: BridgedModel) -> dict[str, int]:
     for group in model.parameter_groups():
         name = "head" if group["name"] in model.heads else group["name"]
         counts[name] = counts.get(name, 0) + sum(p.numel() for p in group["params"])
-    counts["frozen"] = sum(p.numel() for p in model.encoder.towers.parameters())
     return counts
 
 
 def order_of(recipe: Recipe, task: Task, training: Any) -> str:
-    """Return what tells whether two runs saw the same pictures and words in the same order."""
+    """Return what tells whether two runs see the same pictures and words in the same order.
+
+    It is of the schedule, which the Trainer takes in its own order.
+    """
     items = recipe.batch_size * recipe.steps_for(task.items(recipe, training))
     schedule: Any = task.schedule(recipe, training, items)
     digest = hashlib.sha256()
@@ -167,14 +183,14 @@ def curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in entries if len(entry) > 1]
 
 
-def answer(model: BridgedModel, store: Store, judged: Mapping[str, Any], folder: Path) -> None:
-    """Draw what the model says to the store's questions, as far as they are of these splits."""
-    for number, question in enumerate(store.pictures()):
-        data = judged.get(question["split"])
-        if data is None or data[question["index"]].image_path.name != question["image"]:
-            continue  # a store may hold runs on several data sets
-        picture, words = data[question["index"]].image_path, question["words"]
-        draw_answer(model.predict(picture, words), picture, folder / picture_file(number))
+def answer(
+    model: BridgedModel, store: Store, plan: Plan, judged: Mapping[str, Any], folder: Path
+) -> None:
+    """Draw what the model says to the questions on these data."""
+    for number, question in enumerate(store.questions(plan.fingerprints)):
+        picture = judged[question["split"]][question["index"]].image_path
+        found = model.predict(picture, question["words"])
+        draw_answer(found, picture, folder / picture_file(number))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,9 @@ class Row:
 
     def seconds(self, name: str) -> Spread:
         """Return what took time, over all its seeds: "step", "training", ..."""
-        return Spread.of([float(run.result["seconds"][name]) for run in self.runs])
+        known = [run.result["seconds"][name] for run in self.runs]
+        values = [float(value) for value in known if value is not None]
+        return Spread.of(values) if values else Spread(math.nan, math.nan)
 
 
 @dataclass(frozen=True)

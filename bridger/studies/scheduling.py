@@ -29,12 +29,15 @@ class Machine:
         jobs: processes at once.
         threads: of each, on processors. One: then the same seed gives the same bits, whatever else
             runs beside it, and two processes do more than one with two threads.
-        devices: numbers of the GPUs that processes take in turn; none: processors.
+        devices: names of the GPUs that processes take in turn, as CUDA_VISIBLE_DEVICES has them;
+            none: processes see what this one sees.
+        use_cpu: leave GPUs alone.
     """
 
     jobs: int
     threads: int
-    devices: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    use_cpu: bool = False
 
     @classmethod
     def here(cls, jobs: int | None = None, use_cpu: bool = False) -> Machine:
@@ -46,22 +49,34 @@ class Machine:
         """
         import torch
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        count = 0 if use_cpu or not torch.cuda.is_available() else torch.cuda.device_count()
-        if not count:
-            return cls(jobs or cores or 1, 1)
+        cores = _cores()
+        if use_cpu or not torch.accelerator.is_available():
+            return cls(jobs or cores, 1, use_cpu=use_cpu)
+        count = torch.accelerator.device_count()
+        names: tuple[str, ...] = ()
+        if torch.cuda.is_available():
+            shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            names = tuple(shown.split(","))[:count] if shown else tuple(map(str, range(count)))
         jobs = jobs or count
-        return cls(jobs, max(1, (cores or 1) // jobs), tuple(range(count)))
+        return cls(jobs, max(1, cores // jobs), names)
 
     def variables(self, slot: int) -> dict[str, str]:
         """Return the environment of the process in a slot, from 0."""
-        shown = str(self.devices[slot % len(self.devices)]) if self.devices else ""
-        return {
+        variables = {
             **os.environ,
             "OMP_NUM_THREADS": str(self.threads),
-            "CUDA_VISIBLE_DEVICES": shown,
             "TOKENIZERS_PARALLELISM": "false",
         }
+        if self.devices:
+            variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        return variables
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class RunFailed(RuntimeError):
@@ -110,12 +125,29 @@ def run_all(
         raise RunFailed(f"{len(pool.failed)} runs ended with an error:\n{named}")
 
 
+@dataclass(frozen=True)
+class _AtWork:
+    """A process that makes a run.
+
+    Attributes:
+        process: itself.
+        plan: of the run.
+        since: when it began.
+        said: bytes of the log before it.
+    """
+
+    process: subprocess.Popen[bytes]
+    plan: Plan
+    since: float
+    said: int
+
+
 class _Pool:
     """The processes at work."""
 
     def __init__(self, store: Store, machine: Machine, imports: Sequence[str]) -> None:
         self.store, self.machine, self.imports = store, machine, imports
-        self.slots: dict[int, tuple[subprocess.Popen[bytes], Plan, float]] = {}
+        self.slots: dict[int, _AtWork] = {}
         self.failed: dict[str, str] = {}
 
     @property
@@ -131,6 +163,8 @@ class _Pool:
         folder = self.store.prepare(plan)
         command = [*PERFORM, str(folder), *self.imports]
         with (folder / LOG_FILE).open("ab") as log:
+            log.seek(0, os.SEEK_END)
+            said = log.tell()
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -139,29 +173,34 @@ class _Pool:
                 env=self.machine.variables(slot),
                 start_new_session=True,  # a Ctrl-C at the terminal is handed on once, by `stop`
             )
-        self.slots[slot] = (process, plan, time.monotonic())
+        self.slots[slot] = _AtWork(process, plan, time.monotonic(), said)
 
     def ended(self) -> list[float]:
         """Return the seconds of the processes that have ended since."""
         seconds = []
-        for slot, (process, plan, since) in list(self.slots.items()):
-            if process.poll() is None:
+        for slot, work in list(self.slots.items()):
+            code = work.process.poll()
+            if code is None:
                 continue
             del self.slots[slot]
-            seconds.append(time.monotonic() - since)
-            if self.store.find(plan) is None:
-                self.failed[f"{plan.setting}, seed {plan.seed}"] = _why(self.store.folder(plan))
+            seconds.append(time.monotonic() - work.since)
+            if self.store.find(work.plan) is None:
+                name = f"{work.plan.setting}, seed {work.plan.seed}"
+                self.failed[name] = _why(self.store.folder(work.plan), code, work.said)
         return seconds
 
     def stop(self) -> None:
         """Interrupt all processes, which then save, and wait for them."""
-        for process, _, _ in self.slots.values():
-            process.send_signal(signal.SIGINT)
-        for process, _, _ in self.slots.values():
+        for work in self.slots.values():
+            if os.name == "nt":
+                work.process.terminate()
+            else:
+                work.process.send_signal(signal.SIGINT)
+        for work in self.slots.values():
             try:
-                process.wait(PATIENCE)
+                work.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
-                process.kill()
+                work.process.kill()
 
 
 class _Progress:
@@ -186,9 +225,11 @@ class _Progress:
         self.report(self.count - self.left, self.count, None if mean is None else rounds * mean)
 
 
-def _why(folder: Path) -> str:
-    """Return the last line that a failed run wrote, and where the others are."""
+def _why(folder: Path, code: int, said: int) -> str:
+    """Return how a failed run ended, the last line that it wrote, and where the others are."""
     log = folder / LOG_FILE
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    return f"{last} ({log})"
+    text = log.read_bytes()[said:].decode("utf-8", "replace")
+    last = next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
+    killed = f"killed by signal {-code}" if code < 0 else ""
+    told = "; ".join(part for part in (killed, last) if part) or "it said nothing"
+    return f"{told} ({log})"

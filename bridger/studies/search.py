@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridger.studies.store import Plan, Run
-from bridger.studies.study import Search, Study
+from bridger.studies.study import VALIDATION, Search, Study
 
-VALIDATION = "val"
 Make = Callable[[Sequence[Plan]], list[Run | None]]
 """Makes runs, and returns them; None for those that failed."""
 Planning = Callable[..., Plan]
@@ -40,7 +39,8 @@ class Found:
     @property
     def at_an_end(self) -> bool:
         """Whether the best one is the grid's first or last, so that a better one may lie beyond."""
-        return self.best in (min(self.figures), max(self.figures))
+        ends = min(self.figures), max(self.figures)
+        return ends[0] != ends[1] and self.best in ends
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
     STORE/<digest>/seed-<k>/
         plan.json            what is to be run
+        trained.json         what the training measured of itself; where it is, it is finished
         result.json          figures; where it is, the run is finished
         history.json         losses and validations by step
         cases-<split>.npz    intersection and union of every expression
-        pictures/<i>.jpg     of seed 0: what it answers about picture i of STORE/pictures.json
+        pictures/<i>.jpg     of seed 0: what it answers to question i
         log.txt              what the run said
         adapter/             what it trained
+    STORE/questions/<data>/
+        questions.json       what runs on these data are asked for a picture of
+        <i>.jpg              what is meant
 
-STORE/pictures/<i>.jpg shows what is meant in picture i.
-
-The digest is of what decides a run but its seed: the recipe, the data, and the splits that are
-judged. So two studies that ask for the same run share it, and a run of other options is another.
+The digest is of what decides a run but its seed: the recipe, the data, the splits that are judged,
+and files of the user's own that it imports. So two studies that ask for the same run share it, and
+a run of other options is another.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ from bridger.studies.study import identity
 if TYPE_CHECKING:
     from bridger.training import Recipe
 
-PLAN_FILE, RESULT_FILE, LOG_FILE = "plan.json", "result.json", "log.txt"
-HISTORY_FILE, ADAPTER, PICTURES = "history.json", "adapter", "pictures"
+PLAN_FILE, TRAINED_FILE, RESULT_FILE = "plan.json", "trained.json", "result.json"
+LOG_FILE, QUESTIONS = "log.txt", "questions"
+HISTORY_FILE, ADAPTER = "history.json", "adapter"
 SIDE = 256  # pixels of a drawn answer: a store may hold thousands
 Counts = npt.NDArray[np.int64]
 
@@ -80,7 +84,9 @@ class Plan:
         recipe: what is trained; its seed is the run's.
         data: folder of the data.
         splits: what is judged at the end, every sentence of it.
-        fingerprints: of the training split and those, by name; see `fingerprint`.
+        fingerprints: of the training split and those, by name (see `fingerprint`), and of imported
+            files.
+        use_cpu: train on the CPU where there is a GPU too; it does not tell runs apart.
     """
 
     setting: str
@@ -88,6 +94,7 @@ class Plan:
     data: Path
     splits: tuple[str, ...]
     fingerprints: Mapping[str, str]
+    use_cpu: bool = False
 
     @property
     def seed(self) -> int:
@@ -113,6 +120,7 @@ class Plan:
             "data": str(self.data.resolve()),
             "splits": list(self.splits),
             "fingerprints": dict(self.fingerprints),
+            "use_cpu": self.use_cpu,
         }
 
     @classmethod
@@ -127,6 +135,7 @@ class Plan:
             Path(values["data"]),
             tuple(values["splits"]),
             values["fingerprints"],
+            values["use_cpu"],
         )
 
 
@@ -188,20 +197,38 @@ class Store:
         write_json(folder / PLAN_FILE, plan.to_dict())
         return folder
 
-    def pictures(self) -> list[dict[str, Any]]:
-        """Return the questions that every run answers with a picture, as `write_pictures` took."""
-        path = self.root / f"{PICTURES}.json"
+    def questions_folder(self, fingerprints: Mapping[str, str]) -> Path:
+        """Return where the questions to runs on such data lie.
+
+        Args:
+            fingerprints: of the data.
+        """
+        text = json.dumps(dict(fingerprints), sort_keys=True)
+        return self.root / QUESTIONS / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def questions(self, fingerprints: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return what runs on such data are asked for a picture of, as `write_questions` took it.
+
+        Args:
+            fingerprints: of the data.
+        """
+        path = self.questions_folder(fingerprints) / f"{QUESTIONS}.json"
         questions: list[dict[str, Any]] = read_json(path) if path.is_file() else []
         return questions
 
-    def write_pictures(self, questions: Sequence[Mapping[str, Any]]) -> None:
-        """Fix the questions that every run answers with a picture.
+    def write_questions(
+        self, fingerprints: Mapping[str, str], questions: Sequence[Mapping[str, Any]]
+    ) -> Path:
+        """Fix what runs on such data are asked for a picture of; return the folder.
 
         Args:
+            fingerprints: of the data.
             questions: "split", "index" of the ref, "image" and "words" of each.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / f"{PICTURES}.json", list(questions))
+        folder = self.questions_folder(fingerprints)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{QUESTIONS}.json", list(questions))
+        return folder
 
 
 def cases_file(split: str) -> str:
@@ -211,7 +238,7 @@ def cases_file(split: str) -> str:
 
 def picture_file(number: int) -> str:
     """Return where, below a run's folder, its answer to a question is drawn."""
-    return f"{PICTURES}/{number}.jpg"
+    return f"pictures/{number}.jpg"
 
 
 def draw_answer(found: Any, picture: Path, file: Path) -> None:
@@ -231,8 +258,8 @@ def draw_answer(found: Any, picture: Path, file: Path) -> None:
 def fingerprint(data: Any) -> str:
     """Return what tells a split of referring expressions from another.
 
-    It is of the names of pictures, the refs' ids and the sentences, in their order, and not of
-    where they lie.
+    It is of the names of pictures, the refs' ids, the sentences and the outlines, in their order,
+    and not of where they lie. Of outlines that are files, the sizes count.
 
     Args:
         data: a `ReferringDataset`.
@@ -240,15 +267,26 @@ def fingerprint(data: Any) -> str:
     digest = hashlib.sha256()
     for index in range(len(data)):
         sample = data[index]
-        text = f"{sample.image_path.name}\t{sample.ref_id}\t" + "\t".join(sample.sentences)
-        digest.update(f"{text}\n".encode())
+        what = sample.image_path.name, sample.ref_id, sample.sentences, _told(sample.outline)
+        digest.update(f"{what}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _told(outline: Any) -> str:
+    """Return an outline as text, a file by its name and size."""
+    told = {
+        name: [value.name, value.stat().st_size if value.is_file() else 0]
+        if isinstance(value, Path)
+        else value
+        for name, value in vars(outline).items()
+    }
+    return repr(sorted(told.items()))
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON to a file that appears whole or not at all."""
     with replacing(path) as partial:
-        text = json.dumps(values, indent=1, ensure_ascii=False)
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
 
 

@@ -10,8 +10,8 @@
       }
     }
 
-Changes are options of `Recipe`; a group of options, such as "bridger_options", is merged with the
-base's, so that a setting says what differs alone. With another "task" the head's are not.
+Changes are options of `Recipe`. "bridger_options" and "head" are merged with the base's, so that a
+setting says what differs alone, unless "bridgers" or "task" change with them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridger._json import check_object, read_json
-from bridger.config import Config, check_number, check_whole, did_you_mean
+from bridger.config import Config, check_known, check_number, check_whole, did_you_mean
 
 if TYPE_CHECKING:
     from bridger.training import Recipe
 
 FOLDER = Path(__file__).parent / "files"
+VALIDATION = "val"
+"""The split that chooses checkpoints and learning rates."""
+
+RATES = ("learning_rate", "bridger_learning_rate", "tower_learning_rate")
+MERGED = {"bridger_options": "bridgers", "head": "task"}
+"""Groups of options that are merged with the base's, and what they are options of."""
+
+RESERVED = ("runs", "scenes")
+"""What a store's folder holds beside the reports, which bear the studies' names."""
+
 COMPARISON = "compare"
 """The study of `bridger compare`; the others are those of `bridger ablate`."""
 
@@ -63,8 +73,17 @@ class Setting(Config):
     reason: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.changes, Mapping):
+            raise ValueError(f"changes must be options of a recipe by name, got {self.changes!r}")
+        if "seed" in self.changes:
+            raise ValueError("the seed is the runs', not a setting's: leave it out")
         if self.reason is not None and (self.changes or self.search):
             raise ValueError("a setting with a reason is not run: leave its changes out")
+        search: Any = self.search
+        if isinstance(search, str):
+            raise ValueError(f"search is a list of rates, got {search!r}")
+        for name in self.search:
+            check_known("search", name, RATES)
         if self.seeds is not None:
             check_whole("seeds", self.seeds)
 
@@ -131,6 +150,7 @@ class Study(Config):
     scenes: Mapping[str, int] = field(default_factory=lambda: dict(SCENES))
 
     def __post_init__(self) -> None:
+        check_object(self.settings, "settings")
         settings = {n: _read_setting(n, s) for n, s in self.settings.items()}
         object.__setattr__(self, "settings", settings)
         search: Any = self.search
@@ -141,12 +161,27 @@ class Study(Config):
             raise ValueError("a study needs settings to run")
         if not self.reference:
             object.__setattr__(self, "reference", run[0])
-        named = {"reference": self.reference, "search.first": self._first}
-        named |= {f"{name}.rates": settings[name].rates for name in run}
-        for what, name in named.items():
+        self._check_names(run)
+        check_whole("seeds", self.seeds)
+        for split in self.scenes:
+            check_known("scenes", split, tuple(SCENES))
+
+    def _check_names(self, run: list[str]) -> None:
+        """Refuse names of settings that are none, or not of the kind that is needed."""
+        searched = [name for name in run if self.settings[name].search]
+        if searched and self.search is None:
+            raise ValueError(
+                f"{searched[0]!r} names rates to search, and the study has no search: say which "
+                'values to try, "search": {"values": [...]}'
+            )
+        named = {"search.first": self._first}
+        named |= {f"{name}.rates": self.settings[name].rates for name in run}
+        for what, name in {"reference": self.reference, **named}.items():
             if name is not None and name not in run:
                 raise ValueError(f"{what} {name!r} is no setting: {did_you_mean(name, run)}")
-        check_whole("seeds", self.seeds)
+        for what, name in named.items():
+            if name is not None and name not in searched:
+                raise ValueError(f"{what} {name!r} is a setting whose rates are not searched")
 
     @property
     def _first(self) -> str | None:
@@ -165,13 +200,32 @@ class Study(Config):
             raise FileNotFoundError(f"there is no study file {path}")
         values = read_json(path)
         check_object(values, path)
+        base = str(values.get("base", ""))
+        if base.endswith(".json"):  # lies where the study says, seen from the study
+            values = {**values, "base": str(path.parent / base)}
         try:
             study = cls.from_dict({"name": path.stem, **values})
-            for setting in study.runnable():
-                study.recipe(setting)
+            study.check()
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return study
+
+    def check(self) -> None:
+        """Refuse, before hours of runs, what one of them would refuse.
+
+        Raises:
+            FileNotFoundError: there is no such base.
+            ValueError: a setting's recipe cannot be followed, the search compares a metric that
+                its task does not have, or the name is no name of a folder.
+        """
+        from bridger.tasks import get_task
+
+        if self.name.startswith(RESERVED) or Path(self.name).name != (self.name or None):
+            raise ValueError(f"a study cannot be called {self.name!r}: its report has a folder so")
+        for setting in self.runnable():
+            recipe = self.recipe(setting)
+            if self.search is not None:
+                check_known("search.metric", self.search.metric, get_task(recipe.task).metrics)
 
     def runnable(self) -> list[str]:
         """Return the names of the settings that are run."""
@@ -259,13 +313,12 @@ def _read_setting(name: str, values: Any) -> Setting:
 
 def _merged(recipe: Recipe, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return changes with groups of options merged into the recipe's."""
-    merged = {}
-    for name, value in options.items():
-        own = getattr(recipe, name, None)
-        both = isinstance(own, Mapping) and isinstance(value, Mapping)
-        if name == "head" and options.get("task", recipe.task) != recipe.task:
-            both = False  # another head has other options
-        merged[name] = {**own, **value} if both else value  # type: ignore[dict-item]
+    merged = dict(options)
+    for group, kind in MERGED.items():
+        own, given = getattr(recipe, group), options.get(group)
+        same = options.get(kind, getattr(recipe, kind)) == getattr(recipe, kind)
+        if given and same:
+            merged[group] = {**own, **given}
     return merged
 
 
