@@ -7,16 +7,17 @@ zero:
   place that Pfeiffer et al. (EACL 2021) keep: behind the block;
 - "beside" (parallel): y = b(x) + U relu(D x), as of He et al. (ICLR 2022).
 
-A bottleneck is a child of its block, and a hook that looks it up in the block which it is called
-with adds its output. So a view of the tower, in which an adapter's copies stand in for its tensors,
-runs the adapter's numbers, and a plain call those of the tower, which change nothing.
+A bottleneck is a child of its block, or of a module inside it where the block runs whatever
+children it has. A hook that looks it up in the block which it is called with adds its output. So a
+view of the tower, in which an adapter's copies stand in for its tensors, runs the adapter's
+numbers, and a plain call those of the tower, which change nothing.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
@@ -109,17 +110,19 @@ class Bottlenecks:
         self.config = config
         self._placed: list[tuple[nn.Module, RemovableHandle]] = []
 
-    def _place(self, block: nn.Module, adapter: BottleneckAdapter) -> None:
-        _holder(block).add_module(NAME, adapter)
-        handle = block.register_forward_hook(_add, with_kwargs=True)
-        self._placed.append((block, handle))
+    def _place(self, block: nn.Module, home: str, adapter: BottleneckAdapter) -> None:
+        holder = block.get_submodule(home)
+        holder.add_module(NAME, adapter)
+        path = _joined(home, NAME)
+        handle = block.register_forward_hook(partial(_add, path), with_kwargs=True)
+        self._placed.append((holder, handle))
 
     def remove(self) -> None:
         """Take them out of the towers again; a second call does nothing."""
         while self._placed:
-            block, handle = self._placed.pop()
+            holder, handle = self._placed.pop()
             handle.remove()
-            delattr(_holder(block), NAME)
+            delattr(holder, NAME)
 
 
 def insert_bottlenecks(
@@ -142,7 +145,7 @@ def insert_bottlenecks(
         What takes them out again. Encoders that are attached to the towers must be detached first.
 
     Raises:
-        TypeError: a block's state is neither a map nor tokens.
+        TypeError: a block's state is neither a map nor tokens, or no module in it can have one.
         ValueError: the towers hold some already, or a block's sizes do not allow them.
 
     Example:
@@ -153,19 +156,22 @@ def insert_bottlenecks(
     """
     config = config or BottleneckConfig()
     vision, text = find_vision_tower(vision_model), find_text_tower(text_model)
-    towers: dict[str, Tower] = {"vision": vision, "text": text}
     if find_bottlenecks(vision, text) is not None:
         raise ValueError("the towers hold bottleneck adapters already: take these out first")
-    firings = _try(vision, text)
+    pixels, ids, mask = trial_inputs(vision, text)
+    sides: dict[str, tuple[Tower, Callable[[], Any]]] = {
+        "vision": (vision, lambda: vision.call(pixels, {})),
+        "text": (text, lambda: text.call(ids, mask, {})),
+    }
     fitting = [
-        (block.module, _fitting(config, side, block, firings[block.module]), home_of(tower.module))
-        for side, tower in towers.items()
+        (block.module, home, _fitting(config, side, block, fired), home_of(tower.module))
+        for side, (tower, run) in sides.items()
         if side in config.towers
-        for block in tower.blocks
+        for block, fired, home in _try(tower, run)
     ]
     bottlenecks = Bottlenecks(config)
-    for block, adapter, home in fitting:
-        bottlenecks._place(block, adapter.to(home.device, home.dtype))
+    for block, home, adapter, like in fitting:
+        bottlenecks._place(block, home, adapter.to(like.device, like.dtype))
     return bottlenecks
 
 
@@ -173,8 +179,9 @@ def find_bottlenecks(vision: Tower, text: Tower) -> BottleneckConfig | None:
     """Return which bottleneck adapters are in two towers, or None where there are none."""
     for tower in (vision, text):
         for block in tower.blocks:
-            if isinstance(adapter := getattr(_holder(block.module), NAME, None), BottleneckAdapter):
-                return adapter.config
+            for module in block.module.modules():
+                if isinstance(module, BottleneckAdapter):
+                    return module.config
     return None
 
 
@@ -208,35 +215,78 @@ def owns_some(names: Iterable[str]) -> bool:
     return any(f"/{NAME}/" in name for name in names)
 
 
-def _add(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+def _add(
+    path: str, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Any:
     """Add a bottleneck's output to its block's, in a view as in the block itself."""
-    adapter, state, given = (
-        getattr(_holder(block), NAME),
-        state_of(output),
-        given_state(args, kwargs),
+    adapter, state = block.get_submodule(path), state_of(output)
+    return with_state(output, state + adapter(given_state(args, kwargs), state))
+
+
+def _try(tower: Tower, run: Callable[[], Any]) -> list[tuple[Block, Firing, str]]:
+    """Return by one forward what every block is given and returns, and where its adapter can be.
+
+    That is a path below the block, as `_home` finds it.
+    """
+    homes: dict[nn.Module, str] = {}
+
+    def look(block: nn.Module, fired: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        homes[block] = _home(fired, args, kwargs)
+
+    handles = [
+        block.module.register_forward_hook(partial(look, block.module), with_kwargs=True)
+        for block in tower.blocks
+    ]
+    try:
+        firings = {firing.module: firing for firing in watch(tower.module, run).firings}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(block, firings[block.module], homes[block.module]) for block in tower.blocks]
+
+
+def _home(block: nn.Module, args: Any, kwargs: Any) -> str:
+    """Return the path of the first module in which one more child changes nothing of what runs.
+
+    Sequences and others run all their children, and would run the adapter too.
+
+    Raises:
+        TypeError: there is none.
+    """
+
+    def run() -> list[nn.Module]:
+        trace = watch(block, lambda: block.forward(*args, **kwargs))
+        return [firing.module for firing in trace.firings]
+
+    def runs_alike_with_one_in(path: str) -> bool:
+        holder = block.get_submodule(path)
+        holder.add_module(NAME, nn.Identity())
+        try:
+            return run() == plain
+        except Exception:  # whatever a block does that cannot use the child
+            return False
+        finally:
+            delattr(holder, NAME)
+
+    plain = run()
+    for path in _paths(block):
+        if runs_alike_with_one_in(path):
+            return path
+    raise TypeError(
+        f"a block of class {type(block).__name__} has no place for a bottleneck adapter: one more "
+        "child changes what it runs, wherever it is put"
     )
-    return with_state(output, state + adapter(given, state))
 
 
-def _holder(block: nn.Module) -> nn.Module:
-    """Return what a block's adapter is a child of: a module that does not run all of these."""
-    while isinstance(block, nn.Sequential) or "children" in _words(type(block).forward):
-        *_, block = block.children()
-    return block
+def _paths(module: nn.Module, path: str = "") -> Iterator[str]:
+    """Yield the paths of a module and of all inside it, last children first."""
+    yield path
+    for name, child in reversed([*module.named_children()]):
+        yield from _paths(child, _joined(path, name))
 
 
-def _words(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of what a function reads and calls."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return () if code is None else code.co_names
-
-
-def _try(vision: VisionTower, text: TextTower) -> dict[nn.Module, Firing]:
-    """Return what every module is given and returns, by one forward of both towers."""
-    pixels, ids, mask = trial_inputs(vision, text)
-    seen = watch(vision.module, lambda: vision.call(pixels, {})).firings
-    read = watch(text.module, lambda: text.call(ids, mask, {})).firings
-    return {firing.module: firing for firing in (*seen, *read)}
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _fitting(config: BottleneckConfig, side: str, block: Block, fired: Firing) -> BottleneckAdapter:
