@@ -5,7 +5,8 @@
 
 The paper names two limits of its method: similar objects in number are confused, and pictures full
 of objects are unstable. Runs are those of a study (`bridger ablate`, `bridger compare`) on data in
-RefCOCO's own format, whose annotations say what else is in a picture.
+RefCOCO's own format, whose annotations say what else is in a picture. A row is a folder of the run
+store, which holds the seeds of one setting; it is called as its first seed is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pycocotools.coco import COCO
 from bridger._json import read_json
 from bridger.data import RefCOCO
 from bridger.data.layouts import locate
-from bridger.studies.store import RESULT_FILE, Run
+from bridger.studies.store import RESULT_FILE, Run, fingerprint
 
 QUESTIONS = {
     "same": "objects of the kind that is meant",
@@ -44,15 +45,16 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw it to this file (matplotlib)")
     args = parser.parse_args()
 
-    runs = [run for run in map(read_run, args.runs) if run is not None]
-    names = args.settings or sorted({run.setting for run in runs})
-    counts = [count_objects(args.data, split) for split in args.splits]
+    rows = by_setting(read_runs(args.runs, args.splits), args.settings)
+    data = {split: RefCOCO(args.data, split) for split in args.splits}
+    check_data([run for runs in rows.values() for run in runs], data, args.data)
+    counts = [count_objects(args.data, each) for each in data.values()]
     found: dict[str, dict[str, Any]] = {}
     for question, about in QUESTIONS.items():
         groups = np.minimum(np.concatenate([each[question] for each in counts]), MOST)
         found[question] = {
-            name: by_count(groups, [ious(run, args.splits) for run in runs if run.setting == name])
-            for name in names
+            name: by_count(groups, [ious(run, args.splits) for run in runs])
+            for name, runs in rows.items()
         }
         print(*table(about, groups, found[question]), "", sep="\n")
     if args.plot:
@@ -60,20 +62,60 @@ def main() -> None:
         print(f"wrote {args.plot}")
 
 
-def read_run(folder: Path) -> Run | None:
-    """Return a finished run that was judged on test splits, or nothing."""
-    if not (folder / RESULT_FILE).is_file():
-        return None
-    result = read_json(folder / RESULT_FILE)
-    judged_tests = any(split.startswith("test") for split in result["splits"])
-    return Run(folder, result["setting"], result["seed"], result) if judged_tests else None
+def read_runs(folders: Iterable[Path], splits: Sequence[str]) -> list[Run]:
+    """Return the finished runs that were judged on all of the splits, each once, by seed."""
+    runs = []
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        if (folder / RESULT_FILE).is_file():
+            result = read_json(folder / RESULT_FILE)
+            if result["splits"].keys() >= set(splits):
+                runs.append(Run(folder, result["setting"], result["seed"], result))
+    if not runs:
+        raise SystemExit(
+            f"no folder holds a finished run that was judged on {' and '.join(splits)}"
+        )
+    return sorted(runs, key=lambda run: run.seed)
 
 
-def count_objects(root: Path, split: str) -> dict[str, np.ndarray[Any, Any]]:
+def by_setting(runs: Sequence[Run], wanted: Sequence[str] | None = None) -> dict[str, list[Run]]:
+    """Return the runs of each setting, which lie in one folder of the store.
+
+    Names alone do not tell settings apart: two studies may call others alike.
+    """
+    seeds: dict[Path, list[Run]] = {}
+    for run in runs:
+        seeds.setdefault(run.folder.parent, []).append(run)
+    named: dict[str, list[Path]] = {}
+    for folder, of_folder in seeds.items():
+        named.setdefault(of_folder[0].setting, []).append(folder)
+    for name in wanted or named:
+        if name not in named:
+            raise SystemExit(f"no run is of the setting {name!r}: there are {sorted(named)}")
+        if len(named[name]) > 1:
+            raise SystemExit(
+                f"several settings, or one on several data, are called {name!r}: the runs in "
+                f"{' and '.join(map(str, sorted(named[name])))}. Give the runs of one of these "
+                "folders, or name the settings that are meant with --settings"
+            )
+    return {name: seeds[named[name][0]] for name in wanted or sorted(named)}
+
+
+def check_data(runs: Sequence[Run], data: Mapping[str, RefCOCO], root: Path) -> None:
+    """Refuse runs that were judged on other data than those whose objects are counted."""
+    for split, each in data.items():
+        expected = fingerprint(each)
+        for run in runs:
+            if run.result["samples"]["data"].get(split) != expected:
+                raise SystemExit(
+                    f"the run in {run.folder} was judged on another {split} than that in {root}: "
+                    "give the data that it was judged on with --data, or leave it out"
+                )
+
+
+def count_objects(root: Path, data: RefCOCO) -> dict[str, np.ndarray[Any, Any]]:
     """Return for every expression (E,) how many objects of its kind, and of any, there are."""
     files: Any = locate(root, "refcoco", "unc")
     annotations = COCO(files.instances)
-    data = RefCOCO(root, split)
     same, everything = [], []
     for index, _ in data.expressions():
         meant = annotations.anns[data[index].ann_ids[0]]

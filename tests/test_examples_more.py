@@ -1,4 +1,4 @@
-"""The examples of own data, own towers, LoRA, retrieval, video, sharing and several processes."""
+"""The examples of own data and towers, LoRA, retrieval, video, sharing, processes, limits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
+import numpy as np
 import pytest
 import torch
 from helpers_examples import EXAMPLES, run
@@ -18,8 +19,11 @@ from PIL import Image
 
 from bridger import BridgedModel, BridgerConfig, attach_bridgers, load_tiny_clip
 from bridger.adapter_files import read, read_saved_config
+from bridger.data import RefCOCO
 from bridger.data.check import check_data
+from bridger.data.scenes import IDS_PER_SPLIT, make_scene, write_scenes
 from bridger.heads import ClassificationHead, DetectionHead, SemanticSegmentationHead
+from bridger.studies.store import Cases, cases_file, fingerprint
 
 NAMES = ("owl", "taxi")
 
@@ -208,3 +212,95 @@ def test_heads_are_combined_that_stand_on_the_same_features(tmp_path: Path) -> N
     with pytest.raises(AssertionError, match="its Bridgers are others"):
         run("combine_heads.py", other, classes, "--out", "all", folder=tmp_path)
     assert not (tmp_path / "all").exists()
+
+
+# Where masks go wrong, of runs that are made up.
+
+LIMITS = names_in("limits.py")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, {"testA": 3, "testB": 2}, size=64)
+    return folder
+
+
+def judged(folder: Path, setting: str, scenes: Path, seed: int, share: float) -> Path:
+    """Write a run of which every mask covers that share of what is meant, and nothing else."""
+    own = folder / f"seed-{seed}"
+    own.mkdir(parents=True)
+    data = {split: RefCOCO(scenes, split) for split in ("testA", "testB")}
+    for split, each in data.items():
+        union = np.full(len(list(each.expressions())), 1000)
+        cases = Cases(np.zeros_like(union), np.rint(share * union).astype(int), union)
+        cases.save(own / cases_file(split))
+    result = {
+        "setting": setting,
+        "seed": seed,
+        "splits": dict.fromkeys(data, {}),
+        "samples": {"data": {split: fingerprint(each) for split, each in data.items()}},
+    }
+    (own / "result.json").write_text(json.dumps(result))
+    return own
+
+
+def limits(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
+    monkeypatch.setattr("sys.argv", ["limits.py", *map(str, args)])
+    LIMITS["main"]()
+
+
+def test_objects_of_a_picture_are_those_of_its_scene(scenes: Path) -> None:
+    data = RefCOCO(scenes, "testA")
+    found = LIMITS["count_objects"](scenes, data)
+    expected = []
+    for index, number_said in data.expressions():
+        number = int(data[index].image_path.stem.rpartition("_")[2])
+        scene = make_scene("testA", number % IDS_PER_SPLIT, 0, 64)
+        said = data[index].sentences[number_said]
+        meant = next(e.target for e in scene.expressions if e.sentence == said)
+        kinds = [thing.kind for thing in scene.objects]
+        expected.append((kinds.count(kinds[meant]), len(kinds)))
+    assert list(zip(found["same"], found["all"], strict=True)) == expected
+    assert len(set(expected)) > 2
+
+
+def test_rows_are_the_folders_of_runs_over_their_seeds(
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = [judged(tmp_path / "aa", "LoRA", scenes, 0, 0.25)]
+    runs += [judged(tmp_path / "aa", "called otherwise later", scenes, 1, 0.35)]
+    runs += [judged(tmp_path / "bb", "the head alone", scenes, 0, 0.5), tmp_path]
+    limits(monkeypatch, *runs, runs[0], "--data", scenes)
+    printed = capsys.readouterr().out.splitlines()
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in printed if "+-" in line}
+    assert list(rows) == ["| LoRA", "| the head alone"]
+    assert {cell.strip(" |") for cell in rows["| LoRA"]} == {"30.0 +- 7.1"}
+    assert {cell.strip(" |") for cell in rows["| the head alone"]} == {"50.0 +- nan"}
+
+
+def test_runs_that_do_not_belong_together_are_refused(
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = [judged(tmp_path / name, "LoRA", scenes, 0, 0.2) for name in ("aa", "bb")]
+    runs += [judged(tmp_path / "cc", "Bridgers", scenes, 0, 0.3)]
+    with pytest.raises(SystemExit, match=r"called 'LoRA': .*/aa and .*/bb\. .* --settings"):
+        limits(monkeypatch, *runs, "--data", scenes)
+    limits(monkeypatch, *runs, "--data", scenes, "--settings", "Bridgers")
+    limits(monkeypatch, *runs[1:], "--data", scenes)
+    assert capsys.readouterr().out.count("| LoRA") == 2  # in both tables of the last
+    with pytest.raises(SystemExit, match="no run is of the setting 'IA3'.*'Bridgers', 'LoRA'"):
+        limits(monkeypatch, *runs, "--data", scenes, "--settings", "IA3")
+    with pytest.raises(SystemExit, match="no folder holds a finished run.* on val"):
+        limits(monkeypatch, *runs, "--data", scenes, "--splits", "val")
+
+    others = tmp_path / "other scenes"
+    write_scenes(others, {"testA": 3, "testB": 2}, size=64, seed=1)
+    with pytest.raises(SystemExit, match="cc/seed-0 was judged on another testA than that in"):
+        limits(monkeypatch, runs[2], "--data", others)
