@@ -255,6 +255,8 @@ class BridgerStack(nn.Module):
         bridger = self.at(stage)
         if bridger is None:
             return None, None, carry
+        if bridger._compiled_call_impl is not None:
+            keep_sides(vision)
         # Compiled code does not tell where it looks.
         run: Callable[..., Any] = bridger._call_impl if is_recording() else bridger
         result: tuple[Tensor | None, Tensor | None, Carry] = run(
@@ -275,6 +277,15 @@ class BridgerStack(nn.Module):
             raise ValueError(f"expected a stage from 0 to {self.num_stages - 1}, found {stage}")
         place = self._places.get(stage)
         return None if place is None else self.stages[place]
+
+
+def keep_sides(*maps: Tensor) -> None:
+    """Let the compiler make code of its own for each size of maps (B, C, H, W).
+
+    With symbols for the sides, which torch.compile takes from the second size on, inductor fails.
+    """
+    for each in maps:
+        torch._dynamo.mark_static(each, (2, 3))
 
 
 def _bridged(skip: tuple[int, ...], num_stages: int) -> list[int]:

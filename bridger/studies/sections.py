@@ -19,6 +19,7 @@ from bridger.studies.tables import (
     environment_table,
     main_table,
     missing_table,
+    options_table,
     rates_table,
     runs_table,
     samples_table,
@@ -110,6 +111,7 @@ def _sources(results: StudyResults, folder: Path) -> Section:
         (),
         (
             *(() if rates is None else (rates,)),
+            options_table(results),
             samples_table(results),
             environment_table(results),
         ),

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from bridger.evaluation.table import Links, Table, percent
 from bridger.studies.results import METRICS, Difference, Row, Spread, StudyResults
+from bridger.studies.study import RATES
 from bridger.training.remaining import duration
 
 NONE = "-"
@@ -37,18 +38,18 @@ def main_table(results: StudyResults, folder: Path | None = None) -> Table:
         [
             _name(results, row),
             f"{row.tower_parameters:,}",
+            f"{row.parameters:,}",
             *(_spread(row.spread(split, metric)) for metric, split in figures),
             _seeds(row, folder),
         ]
         for row in results.measured
     ]
-    header = ["", "trained, in towers", *(f"{metric} {split}" for metric, split in figures)]
+    header = ["", "trained, in towers", "in all", *(f"{m} {split}" for m, split in figures)]
     return Table(
         "figures in percent, mean ± standard deviation over seeds",
         [*header, "seeds"],
         rows,
-        note="trained, in towers: all trained parameters but those of the head, of which every row "
-        "has one",
+        note="trained, in towers: all trained parameters but those of the head; in all: with them",
     )
 
 
@@ -140,6 +141,24 @@ def rates_table(results: StudyResults) -> Table | None:
         rows,
         note=f"the same grid for all, judged on val alone, one seed; it took {took} in all, which "
         "other tables leave out. An end: a better rate may lie beyond the grid",
+    )
+
+
+def options_table(results: StudyResults) -> Table:
+    """Return the learning rates of every row, and whether it was searched with it."""
+    searched = {found.setting for found in results.searched}
+    rows = []
+    for row in results.measured:
+        recipe = row.runs[0].result["recipe"]
+        values = (recipe.get(name) for name in RATES)
+        told = ["as the head" if value is None else f"{value:g}" for value in values]
+        rows.append([row.name, *told, "yes" if row.name in searched else "no"])
+    return Table(
+        "learning rates",
+        ["", "head", "Bridgers", "in the towers", "searched with this row"],
+        rows,
+        note="rows that no search was made with have the rates of another row of their kind, or the "
+        "recipe's",
     )
 
 
