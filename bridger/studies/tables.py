@@ -157,8 +157,7 @@ def options_table(results: StudyResults) -> Table:
         "learning rates",
         ["", "head", "Bridgers", "in the towers", "searched with this row"],
         rows,
-        note="rows that no search was made with have the rates of another row of their kind, or the "
-        "recipe's",
+        note="rows that no search was made with have the rates of another row, or the recipe's",
     )
 
 
