@@ -285,7 +285,7 @@ def keep_sides(*maps: Tensor) -> None:
     With symbols for the sides, which torch.compile takes from the second size on, inductor fails.
     """
     for each in maps:
-        torch._dynamo.mark_static(each, (2, 3))
+        torch._dynamo.mark_static(each, [2, 3])
 
 
 def _bridged(skip: tuple[int, ...], num_stages: int) -> list[int]:

@@ -16,7 +16,7 @@ first, over the same grid for all. A killed study goes on where it was.
 EXAMPLES = """\
   bridger compare
   bridger compare --data coco-like --seeds 5
-  bridger compare --only "LoRA, rank 8" "full fine-tuning"
+  bridger compare --only "LoRA, rank 10" "full fine-tuning"
   bridger compare mine.json --import my_bridgers.py
   bridger compare --quick --out smoke          minutes: does all of it work?
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bridger._json import read_json
 from bridger.cli.adapters import add_device_option, trains_on_cpu
 from bridger.cli.base import Counter, command, figures, megabytes, say, table, whole
-from bridger.cli.data import DEFAULTS, describe_data
+from bridger.cli.data import DEFAULTS, describe_data, make_missing_scenes
 
 if TYPE_CHECKING:
     from bridger.model import BridgedModel
@@ -155,13 +155,9 @@ def show_again(out: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def make_scenes(plan: Plan) -> None:
-    """Write the scenes where they are not there yet."""
-    from bridger.data.scenes import ANNOTATIONS, write_scenes
-
+    """Write the scenes where they are not there yet, and say what they are."""
     counts = SHORT_COUNTS if plan.short else DEFAULTS
-    if not (plan.data / ANNOTATIONS).exists():
-        say(f"making {sum(counts.values())} scenes")
-        write_scenes(plan.data, counts)
+    make_missing_scenes(plan.data, counts)
     say(*describe_data(plan.data, counts))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from bridger.cli.adapters import add_device_option, add_import_option, trains_on_cpu
 from bridger.cli.base import Counter, ended_like_ctrl_c, say, whole
+from bridger.cli.data import make_missing_scenes
 
 if TYPE_CHECKING:
     from bridger.studies.conduct import Conduct
@@ -127,7 +128,7 @@ def conductor(args: argparse.Namespace, study: Study) -> Conduct:
     if data is None:
         counts = QUICK_SCENES if args.quick else study.scenes
         data = args.out / "-".join([SCENES, *map(str, counts.values())])
-        _write_scenes(data, counts)
+        make_missing_scenes(data, counts)
     return Conduct(
         study,
         data,
@@ -138,15 +139,6 @@ def conductor(args: argparse.Namespace, study: Study) -> Conduct:
         report=RunsCounter(study.name),
         imports=args.imports,
     )
-
-
-def _write_scenes(folder: Path, counts: Mapping[str, int]) -> None:
-    """Write the embedded scenes where they are not there yet."""
-    from bridger.data.scenes import ANNOTATIONS, write_scenes
-
-    if not (folder / ANNOTATIONS).exists():
-        say(f"making {sum(counts.values())} scenes in {folder}")
-        write_scenes(folder, counts)
 
 
 class RunsCounter:

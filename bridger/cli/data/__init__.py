@@ -1,9 +1,9 @@
 """`bridger data`: each verb in a module of its own."""
 
 from bridger.cli.data import check, convert, picture, scenes
-from bridger.cli.data.scenes import DEFAULTS, describe_data
+from bridger.cli.data.scenes import DEFAULTS, describe_data, make_missing_scenes
 
-__all__ = ["DEFAULTS", "EXAMPLES", "HELP", "VERBS", "describe_data"]
+__all__ = ["DEFAULTS", "EXAMPLES", "HELP", "VERBS", "describe_data", "make_missing_scenes"]
 
 HELP = "look data sets through, convert them, or make one"
 EXAMPLES = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,20 @@ def _refuse_again(folder: Path, layout: str) -> None:
 
     if (folder / LAYOUTS[layout]).exists():
         raise FileExistsError(f"{folder} already holds a data set: choose another folder")
+
+
+def make_missing_scenes(folder: Path, counts: Mapping[str, int]) -> None:
+    """Write scenes with expressions where there are none yet.
+
+    Args:
+        folder: where to.
+        counts: pictures by split.
+    """
+    from bridger.data.scenes import ANNOTATIONS, write_scenes
+
+    if not (folder / ANNOTATIONS).exists():
+        say(f"making {sum(counts.values())} scenes")
+        write_scenes(folder, counts)
 
 
 def describe_data(folder: Path, counts: dict[str, int], layout: str = "refcoco") -> list[str]:
