@@ -22,6 +22,7 @@ from bridger.heads import ReferringSegmentationHead
 
 if TYPE_CHECKING:
     from bridger.demo.session import Desk
+    from bridger.studies.results import StudyResults
 
 torch.set_num_threads(1)
 
@@ -93,6 +94,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> str:
     from bridger.demo.gallery import compose_gallery
 
     return compose_gallery(tmp_path_factory.mktemp("gallery"), 1)[0].path
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
+    """A study of a few rows with made-up figures; one of them could not be run."""
+    from helpers_study import FEW, write_study
+
+    return write_study(tmp_path_factory.mktemp("study") / "runs", FEW)
 
 
 @pytest.fixture

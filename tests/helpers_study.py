@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from bridger.evaluation.metrics import referring_ratios, values_of
+from bridger.studies.drawing import can_plot
 from bridger.studies.results import Row, StudyResults
 from bridger.studies.search import Found
 from bridger.studies.store import (
@@ -55,6 +57,14 @@ COMPARED = (
     Made("full fine-tuning", 0.445, 2_260_000, "full fine-tuning", None, 0.62, 1190),
     Made("Compacter", reason="the library adapters asks for transformers 4.57"),
 )
+
+FEW = COMPARED[:3] + COMPARED[-1:]
+drawing = pytest.mark.skipif(not can_plot(), reason="needs matplotlib")
+
+
+def row_of(results: StudyResults, name: str) -> Row:
+    """The row of that name."""
+    return next(row for row in results.rows if row.name == name)
 
 
 def write_study(root: Path, made: Sequence[Made] = COMPARED, seeds: int = 3) -> StudyResults:
