@@ -1,4 +1,4 @@
-"""The Bridger written again from docs/method.md: plain functions on a dict of weights."""
+"""The Bridger written again from docs/method.md, on a dict of weights, and small inputs for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridger.bridgers import BridgerConfig, BridgerStack
 
 GOLDEN = Path(__file__).parent / "golden"
 Weights = dict[str, Tensor]
+
+SMALL = {"hidden_dim": 8, "num_heads": 2}
+TOKENS, TEXT = 5, 12
+FULL = torch.ones(2, TOKENS, dtype=torch.bool)
+RAGGED = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+ALL_ZOOM_PARTS = ["plain", "norm", "norm_relu"]
 
 
 def golden_bridger_shapes(name: str) -> dict[str, tuple[int, ...]]:
@@ -195,3 +201,20 @@ def run_stack(
         v, t, carry = stack(stage, vision, text, mask, carry, image_size)
         results.append((v, t))
     return results
+
+
+def states(widths: list[int], sizes: list[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Random maps of these sizes, and as many texts."""
+    maps = [torch.randn(2, c, *size) for c, size in zip(widths, sizes, strict=True)]
+    return maps, [torch.randn(2, TOKENS, TEXT) for _ in widths]
+
+
+def assert_close(found: list[tuple[Tensor, Tensor]], wanted: list[tuple[Tensor, Tensor]]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max()))
+
+
+def count(module: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

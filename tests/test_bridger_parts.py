@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_bridgers import Weights, attend, make_stack, norm
+from helpers_bridgers import RAGGED, Weights, attend, make_stack, norm
 from helpers_conformance import (
     SMALL,
     close,
@@ -19,9 +19,6 @@ from bridger import BridgerConfig, attach_bridgers
 from bridger.bridgers import Bridger, BridgerStack, Interactor
 from bridger.bridgers import interactor as interactor_module
 from bridger.bridgers.zoom import Size
-
-RAGGED = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
-
 
 # --- Equality with an independent computation ---------------------------------------------------
 

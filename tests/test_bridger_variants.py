@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_bridgers import make_stack, run_stack
+from helpers_bridgers import RAGGED, make_stack, run_stack
 from helpers_conformance import (
     SMALL,
     changed,
@@ -50,7 +50,6 @@ VARIANTS: dict[str, BridgerConfig] = {
     **{k: SMALL.replace(direction="to_text", **changes) for k, changes in TO_TEXT.items()},
     "to text, first skipped": SMALL.replace(direction="to_text", skip=(0,)),
 }
-RAGGED = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
 
 
 @pytest.fixture(params=sorted(VARIANTS))

@@ -1,134 +1,28 @@
-"""Bridgers against docs/method.md section 3, written again in helpers_bridgers.py."""
+"""Bridgers in a stack: sizes, the zero start, masks, what is carried and shared, precision."""
 
 from __future__ import annotations
-
-import dataclasses
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers_bridgers import (
-    attend,
-    attention_bridgers,
+    ALL_ZOOM_PARTS,
+    FULL,
+    RAGGED,
+    SMALL,
+    TEXT,
+    TOKENS,
+    assert_close,
+    count,
     golden_bridger_shapes,
     make_stack,
-    norm,
     released_name,
-    released_vit,
     run_stack,
+    states,
 )
 from torch import Tensor, nn
 
-from bridger.bridgers import Bridger, BridgerConfig, BridgerStack, Interactor, Zoom
-from bridger.bridgers import interactor as interactor_module
-from bridger.bridgers.zoom import Size
-
-SMALL = {"hidden_dim": 8, "num_heads": 2}
-TOKENS, TEXT = 5, 12
-FULL = torch.ones(2, TOKENS, dtype=torch.bool)
-RAGGED = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
-ALL_ZOOM_PARTS = ["plain", "norm", "norm_relu"]
-
-
-def states(widths: list[int], sizes: list[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
-    maps = [torch.randn(2, c, *size) for c, size in zip(widths, sizes, strict=True)]
-    return maps, [torch.randn(2, TOKENS, TEXT) for _ in widths]
-
-
-def assert_close(found: list[tuple[Tensor, Tensor]], wanted: list[tuple[Tensor, Tensor]]) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max()))
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-# --- Equality with an independent computation ---------------------------------------------------
-
-
-@pytest.mark.parametrize("mask", [FULL, RAGGED], ids=["full", "ragged"])
-def test_paper_preset_equals_its_equations(mask: Tensor) -> None:
-    stack = make_stack(BridgerConfig.preset("paper", **SMALL), [6, 10, 14], [8, 16, 32])
-    maps, texts = states([6, 10, 14], [(8, 12), (4, 6), (2, 3)])
-    wanted = attention_bridgers(
-        stack.state_dict(), maps, texts, mask, [2, 1, 2], [False, False, True], 2, released=False
-    )
-    assert_close(run_stack(stack, maps, texts, mask, (64, 96)), wanted)
-
-
-@pytest.mark.parametrize("mask", [FULL, RAGGED], ids=["full", "ragged"])
-def test_norms_before_branches_equal_their_equations(mask: Tensor) -> None:
-    config = BridgerConfig.preset("paper", **SMALL, pre_norm=True)
-    stack = make_stack(config, [6], [16])
-    w = {k.removeprefix("stages.0.interactor."): v for k, v in stack.state_dict().items()}
-    v, t = torch.randn(2, 6, 8), torch.randn(2, TOKENS, 8)
-
-    def itself(at: str, x: Tensor, own: Tensor | None) -> Tensor:
-        h = norm(w, f"{at}norm_self.", x)
-        return x + attend(w, f"{at}self_attn.", h, h, 2, own)
-
-    def other(at: str, x: Tensor, y: Tensor, read: Tensor | None) -> Tensor:
-        h, source = norm(w, f"{at}norm_cross.", x), norm(w, f"{at}norm_other.", y)
-        x = x + attend(w, f"{at}cross_attn.", h, source, 2, read)
-        h = norm(w, f"{at}norm_ffn.", x) @ w[f"{at}ffn_up.weight"].T + w[f"{at}ffn_up.bias"]
-        return x + h.relu() @ w[f"{at}ffn_down.weight"].T + w[f"{at}ffn_down.bias"]
-
-    v_self, t_self = itself("vision.", v, None), itself("text.", t, mask)
-    found = stack.stages[0].interactor(v, t, mask, (2, 3))
-    wanted = other("vision.", v_self, t_self, mask), other("text.", t_self, v_self, None)
-    assert_close([found], [wanted])
-
-
-def test_with_norms_before_branches_zooming_out_reads_normed_states_and_the_carry_is_not() -> None:
-    config = BridgerConfig.preset("paper", **SMALL, pre_norm=True)
-    bridger = make_stack(config, [6], [16]).stages[0]
-    w, (v, t) = bridger.state_dict(), (torch.randn(2, 6, 2, 3), torch.randn(2, TOKENS, TEXT))
-    found_v, found_t, carry = bridger(v, t, FULL, None, (32, 48))
-    vision_in = bridger.vision_in(v, (2, 3)).flatten(2).mT
-    wanted = bridger.interactor(vision_in, bridger.text_in(t), FULL, (2, 3))
-    assert_close([tuple(carry)], [wanted])
-    normed = norm(w, "vision_out_norm.", carry.vision).mT.unflatten(2, (2, 3))
-    text = norm(w, "text_out_norm.", carry.text) @ w["text_out.weight"].T + w["text_out.bias"]
-    assert_close([(found_v, found_t)], [(bridger.vision_out(normed, (2, 3)), text)])
-
-
-@pytest.mark.parametrize("mask", [FULL, RAGGED], ids=["full", "ragged"])
-def test_etris_resnet_equals_the_released_code_and_ignores_the_mask(mask: Tensor) -> None:
-    config = BridgerConfig.preset("etris_resnet", hidden_dim=8, ffn_dim=20)
-    stack = make_stack(config, [6, 10, 14], [8, 16, 32])
-    maps, texts = states([6, 10, 14], [(8, 12), (4, 6), (2, 3)])
-    wanted = attention_bridgers(
-        stack.state_dict(), maps, texts, None, [2, 1, 2], [False, False, True], 4, released=True
-    )
-    assert_close(run_stack(stack, maps, texts, mask, (64, 96)), wanted)
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_etris_vit_equals_the_released_code(training: bool) -> None:
-    stack = make_stack(BridgerConfig.preset("etris_vit", hidden_dim=16), [10] * 3, [16] * 3)
-    maps, texts = states([10] * 3, [(3, 5)] * 3)
-    weights = {name: tensor.clone() for name, tensor in stack.state_dict().items()}
-    found = run_stack(stack.train(training), maps, texts, RAGGED, (48, 80))
-    assert_close(found, released_vit(weights, maps, texts, 8, training))
-    assert all((vision >= 0).all() for vision, _ in found)
-    moved = not torch.equal(
-        weights["stages.0.vision_in.norm.running_mean"],
-        stack.state_dict()["stages.0.vision_in.norm.running_mean"],
-    )
-    assert moved == training
-
-
-def test_attention_equals_torch_module_with_the_same_names() -> None:
-    ours = interactor_module.MultiheadAttention(8, 4)
-    torchs = nn.MultiheadAttention(8, 4, batch_first=True)
-    torchs.load_state_dict(ours.state_dict())
-    x, y = torch.randn(2, 3, 8), torch.randn(2, TOKENS, 8)
-    wanted, _ = torchs(x, y, y, key_padding_mask=~RAGGED)
-    torch.testing.assert_close(ours(x, y, RAGGED), wanted)
-
+from bridger.bridgers import Bridger, BridgerConfig, BridgerStack
 
 # --- Sizes --------------------------------------------------------------------------------------
 
@@ -366,109 +260,3 @@ def test_half_states_and_autocast(preset: str) -> None:
     assert mixed_half[0][0].dtype == torch.bfloat16
     mixed[1][0].sum().backward()
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in stack.parameters())
-
-
-# --- Configuration ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["paper", "etris_vit", "etris_resnet"])
-def test_config_survives_json(name: str) -> None:
-    config = BridgerConfig.preset(name, dropout=0.25)
-    assert BridgerConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_paper_is_the_default_and_configs_are_frozen() -> None:
-    assert BridgerConfig() == BridgerConfig.preset("paper")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        BridgerConfig().hidden_dim = 3  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (
-            {"num_heads": 7},
-            r"num_heads=7 does not divide hidden_dim=64.*\[1, 2, 4, 8, 16, 32, 64\]",
-        ),
-        ({"hidden_dim": 0}, "hidden_dim must be a positive whole number, not 0"),
-        ({"hidden_dim": 64.0}, "hidden_dim must be a positive whole number"),
-        ({"num_heads": True}, "num_heads must be a positive whole number"),
-        ({"ffn_dim": -1}, "ffn_dim must be a whole number, 0 or more, got -1"),
-        ({"zoom_stride": 0}, "zoom_stride must be a positive whole number"),
-        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
-        ({"dropout": "a"}, "dropout must be a number"),
-        ({"carry": "outputs"}, "carry='outputs' is unknown: did you mean 'output'"),
-        ({"interactor": "atention"}, "interactor='atention' is unknown: did you mean 'attention'"),
-        ({"zoom_out": 3}, "zoom_out=3 is unknown: known"),
-        ({"init": "none"}, "init='none' is unknown"),
-        ({"mask_padding": 1}, "mask_padding must be True or False"),
-        ({"pre_norm": 1}, "pre_norm must be True or False"),
-        ({"share": True, "reverse_last_zoom": True}, "set reverse_last_zoom=False"),
-        ({"hiden_dim": 3}, "has no option 'hiden_dim': did you mean 'hidden_dim'"),
-    ],
-)
-def test_bad_options_say_what_was_wrong(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        BridgerConfig.from_dict(changes)
-
-
-def test_unknown_preset_offers_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean 'etris_vit'"):
-        BridgerConfig.preset("etris_vits")
-
-
-@pytest.mark.parametrize(
-    ("share", "sizes", "words"),
-    [
-        (True, ([6, 8], [16, 16], [12, 12]), r"same vision widths at every stage, found \[6, 8\]"),
-        (True, ([6, 6], [8, 16], [12, 12]), "same vision strides at every stage"),
-        (True, ([6, 6], [16, 16], [12, 8]), "same text widths at every stage"),
-        (False, ([], [], []), "at least one stage"),
-        (False, ([6, 6], [16], [12, 12]), "one number per stage"),
-        (False, ([6, 6], [16, 0], [12, 12]), r"vision strides must be positive, found \[16, 0\]"),
-    ],
-)
-def test_bad_stages_say_what_was_wrong(
-    share: bool, sizes: tuple[list[int], list[int], list[int]], words: str
-) -> None:
-    with pytest.raises(ValueError, match=words):
-        BridgerStack(BridgerConfig(**SMALL, share=share), *sizes)
-
-
-def test_bad_shapes_say_what_was_expected() -> None:
-    stack = make_stack(BridgerConfig(**SMALL), [6], [16])
-    (vision,), (text,) = states([6], [(2, 2)])
-    for arguments, words in [
-        ((0, vision[:, :4], text, FULL), r"vision map \(B, 6, H, W\), found \(2, 4, 2, 2\)"),
-        ((0, vision, text[..., :4], FULL), r"text tokens \(2, L, 12\).*found \(2, 5, 4\)"),
-        ((0, vision, text[:1], FULL), r"text tokens \(2, L, 12\).*found \(1, 5, 12\)"),
-        ((0, vision, text, FULL[:, :3]), r"bool token_mask \(2, 5\), found torch.bool \(2, 3\)"),
-        ((0, vision, text, FULL.long()), "bool token_mask .* found torch.int64"),
-        ((1, vision, text, FULL), "stage from 0 to 0, found 1"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            stack(*arguments, None, (32, 32))
-
-
-def test_a_new_interactor_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = dict(interactor_module._INTERACTORS)
-    monkeypatch.setattr(interactor_module, "_INTERACTORS", known)
-
-    @interactor_module.register_interactor("nothing")
-    class Nothing(Interactor):
-        def forward(
-            self, vision: Tensor, text: Tensor, token_mask: Tensor | None, size: Size
-        ) -> tuple[Tensor, Tensor]:
-            return vision, text
-
-    stack = make_stack(BridgerConfig(interactor="nothing"), [6], [16])
-    maps, texts = states([6], [(2, 2)])
-    assert run_stack(stack, maps, texts, FULL, (32, 32))[0][0].shape == maps[0].shape
-    with pytest.raises(ValueError, match="'nothing' exists already"):
-        interactor_module.register_interactor("nothing")(Nothing)
-
-
-def test_zoom_layers_stand_alone() -> None:
-    zoom = Zoom(3, 5, 2, parts="norm_relu", zero=True)
-    assert not zoom(torch.randn(1, 3, 5, 5), (3, 3)).any()
-    assert "scale=True" in repr(zoom)
