@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from helpers_generic import WIDTH, Layer, Patches, build
-from helpers_towers import PAIRS, images
+from helpers_rivals import towers
+from helpers_towers import images
 from torch import Tensor, nn
 
 from bridger import generic_vision
@@ -97,11 +98,6 @@ class Towered(Patches):
         self.layers = nn.ModuleList(block() for _ in range(3))
 
 
-def text_tower() -> nn.Module:
-    text: nn.Module = PAIRS["open_clip_resnet"]()[1]
-    return text
-
-
 def adapters(tower: nn.Module) -> dict[str, BottleneckAdapter]:
     named = tower.named_modules()
     return {name: module for name, module in named if isinstance(module, BottleneckAdapter)}
@@ -118,7 +114,7 @@ def test_a_block_runs_as_before_and_its_adapter_adds_to_that(
     state = torch.randn(2, 5, WIDTH)
     with torch.no_grad():
         before, plain = tower(images(2, 32)), tower.layers[1](state)
-        inserted = insert_bottlenecks(tower, text_tower(), VISION)
+        inserted = insert_bottlenecks(tower, towers()[1], VISION)
         found = adapters(tower)
         assert torch.equal(tower(images(2, 32)), before)
         for adapter in found.values():
@@ -133,6 +129,24 @@ def test_a_block_without_a_place_is_refused() -> None:
     tower = build(Towered, block=Bare)
     names = [name for name, _ in tower.named_modules()]
     with pytest.raises(TypeError, match="class Bare has no place for a bottleneck adapter"):
-        insert_bottlenecks(generic_vision(tower, blocks="layers"), text_tower(), VISION)
+        insert_bottlenecks(generic_vision(tower, blocks="layers"), towers()[1], VISION)
     assert [name for name, _ in tower.named_modules()] == names
     assert not any(module._forward_hooks for module in tower.modules())
+
+
+def test_blocks_that_run_all_their_children_keep_theirs_further_inside() -> None:
+    regnet: Any = pytest.importorskip("timm").create_model("regnetx_002", num_classes=0).eval()
+    with torch.no_grad():
+        before = regnet(images(1, 64))
+        inserted = insert_bottlenecks(regnet, towers()[1], VISION)
+        assert torch.equal(regnet(images(1, 64)), before)
+    inserted.remove()
+
+
+def test_blocks_that_cannot_have_one_beside_them_are_told() -> None:
+    swin = pytest.importorskip("timm").create_model(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=4, num_classes=0
+    )
+    with pytest.raises(ValueError, match=r"layers.1.*turns .* into .*Use place='after'"):
+        insert_bottlenecks(swin, towers()[1], BottleneckConfig(3, "beside"))
+    insert_bottlenecks(swin, towers()[1], BottleneckConfig(3, "after")).remove()
