@@ -55,7 +55,7 @@ def test_every_verb_explains_itself_with_examples(verb: str, run: Run, capsys: A
         ([], "VERB"),
         (["trian"], "there is no verb 'trian': did you mean 'train'?"),
         (["data", "chekc"], "did you mean 'check'?"),
-        (["frobnicate"], "known: ['convert', 'data', "),
+        (["frobnicate"], "known: ['ablate', 'compare', "),
         (["train", "--out", "x"], "--data"),
         (["quickstart", "--steps", "0"], "expected a whole number from 1, got '0'"),
         (["predict", "a.png", "the owl", "--threshold", "2"], "expected a number from 0 to 1"),

@@ -122,7 +122,7 @@ class TestWheel:
 
     def test_has_the_extras(self, built: Built) -> None:
         extras = set(built.metadata.get_all("Provides-Extra", []))
-        assert extras == {"demo", "docs", "test", "benchmarks", "dev"}
+        assert extras == {"demo", "docs", "test", "benchmarks", "studies", "dev"}
 
     def test_source_archive_holds_what_its_tests_and_pages_need(self, built: Built) -> None:
         for folder in FOLDERS:
