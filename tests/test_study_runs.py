@@ -226,6 +226,12 @@ def test_questions_are_those_of_the_data(conduct: Callable[..., Conduct], tmp_pa
     assert other.store.questions_folder(other.fingerprints) != folder
 
 
+def test_settings_on_different_data_are_refused(conduct: Callable[..., Conduct]) -> None:
+    other = {"changes": {"datasets": ["refcoco+"]}}
+    with pytest.raises(ValueError, match="different data sets"):
+        conduct({"usual": {}, "other": other})()
+
+
 def test_imported_files_tell_runs_apart(conduct: Callable[..., Conduct], tmp_path: Path) -> None:
     conducted = conduct({"usual": {}})
     digests = {conducted.plan("usual").digest}

@@ -72,10 +72,14 @@ class Conduct:
     @cached_property
     def judged(self) -> tuple[str, ...]:
         """The splits that are judged: the validation split, and those to test on."""
-        of_each = [
-            splits_to_judge(self.study.recipe(name), self.data, VALIDATION)
-            for name in self.study.runnable()
-        ]
+        recipes = map(self.study.recipe, self.study.runnable())
+        kinds = {(recipe.task, recipe.datasets): recipe for recipe in recipes}
+        if len({datasets for _, datasets in kinds}) > 1:
+            raise ValueError(
+                f"settings of {self.study.name} name different data sets, and so cannot be "
+                "compared: name them in the base, in the study's changes, or by --dataset"
+            )
+        of_each = [splits_to_judge(recipe, self.data, VALIDATION) for recipe in kinds.values()]
         return tuple(of_each[0])
 
     @cached_property
