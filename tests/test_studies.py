@@ -297,8 +297,7 @@ def test_an_interrupted_study_interrupts_its_runs(
     tmp_path: Path, worker: Callable[..., None]
 ) -> None:
     worker(
-        "(folder / 'ready').touch()\n"
-        "try:\n    time.sleep(60)\n"
+        "try:\n    (folder / 'ready').touch(); time.sleep(60)\n"
         "except KeyboardInterrupt:\n    (folder / 'saved').touch(); raise SystemExit\n"
     )
     store, asked = Store(tmp_path), plan()
