@@ -217,6 +217,7 @@ WORKER = """
 import json, signal, sys, time
 from pathlib import Path
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with (folder.parent.parent / "made").open("a") as made:
     print(folder.parent.name, folder.name, time.time(), "begin", file=made)
 {work}

@@ -7,6 +7,7 @@ another process is at the same run, this one waits for it; where the run was bro
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ LOCK_FILE, METERS_FILE = ".lock", "meters.json"
 def main(arguments: Sequence[str]) -> None:
     """Make the run whose folder is the first argument, unless it is finished."""
     folder, imports = Path(arguments[0]), arguments[1:]
+    # What a shell has put in the background ignores Ctrl-C, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import_modules(imports)
     lock = FileLock(folder / LOCK_FILE)
     try:
