@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bridger.studies.data import TRAINING, open_data, splits_to_judge
+from bridger.studies.data import open_data, splits_to_judge
 from bridger.studies.results import Row, StudyResults
 from bridger.studies.scheduling import Machine, Report, RunFailed, run_all
 from bridger.studies.search import Found, Rates
@@ -110,7 +110,7 @@ class Conduct:
         recipe = self.study.recipe(setting, report_to=(), **changes)
         judged = tuple(splits) or self.judged
         # The validation split chooses the checkpoint, whatever is judged.
-        unread = set(self.judged) - {TRAINING, VALIDATION, *judged}
+        unread = set(self.judged) - {VALIDATION, *judged}
         read = {name: told for name, told in self.fingerprints.items() if name not in unread}
         return Plan(setting, recipe, self.data, judged, read, self.machine.use_cpu)
 

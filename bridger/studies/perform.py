@@ -52,15 +52,14 @@ def main(arguments: Sequence[str]) -> None:
     # What a shell has put in the background ignores Ctrl-C, and so would this process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import_modules(imports)
-    lock = FileLock(folder / LOCK_FILE)
+    lock = FileLock(folder / LOCK_FILE)  # let go when this process ends, however it does
     try:
         lock.acquire(timeout=0)
     except Timeout:
         print("another process is at this run: waiting for it", flush=True)
         lock.acquire()
-    with lock:
-        if not (folder / RESULT_FILE).is_file():
-            perform(folder)
+    if not (folder / RESULT_FILE).is_file():
+        perform(folder)
 
 
 def perform(folder: Path) -> None:
