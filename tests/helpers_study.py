@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bridger._json import save_json
 from bridger.evaluation.metrics import referring_ratios, values_of
 from bridger.studies.drawing import can_plot
 from bridger.studies.results import Row, StudyResults
@@ -21,7 +22,6 @@ from bridger.studies.store import (
     Store,
     cases_file,
     picture_file,
-    write_json,
 )
 
 SPLITS = ("val", "testA", "testB")
@@ -127,8 +127,8 @@ def _write_run(root: Path, place: int, made: Made, seed: int, questions: Sequenc
         "samples": {"order": f"{seed:016x}", "data": {"train": "a", "val": "b"}},
         "environment": {"machine": "a machine x 2", "threads": 1, "torch": "2.14.1"},
     }
-    write_json(folder / RESULT_FILE, result)
-    write_json(folder / "history.json", _history(mean, own))
+    save_json(folder / RESULT_FILE, result)
+    save_json(folder / "history.json", _history(mean, own))
     for number in range(len(questions)):
         pixels = np.full((128, 128, 3), (40 * place % 256, 90 * number % 256, 160), np.uint8)
         pixels[32:96, 20 + 5 * place : 80 + 5 * place] = 230

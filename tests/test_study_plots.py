@@ -119,7 +119,7 @@ def test_curves_are_of_the_steps_that_all_seeds_have(
 ) -> None:
     histories = {
         0: [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "eval_mIoU": 0.25}],
-        1: [{"step": 1, "loss": 5.0}, {"step": 2, "eval_mIoU": 0.35}],
+        1: [{"step": 1, "loss": 5.0}, {"step": 2, "loss": None, "eval_mIoU": 0.35}],
     }
     monkeypatch.setattr(Run, "history", lambda run: histories[run.seed])
     row = results.rows[0]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bridger import BridgedModel
@@ -99,6 +98,13 @@ def test_a_run_leaves_what_reports_need_and_no_more(made: Run, scenes: Path) -> 
     assert not names & {"trained.json", "meters.json"}
     assert not (made.folder / "adapter" / "checkpoints").exists()
     assert [path.name for path in (made.folder / "pictures").iterdir()] == ["0.jpg"]
+
+
+def test_a_run_that_diverges_ends_and_says_so(made: Run, scenes: Path, tmp_path: Path) -> None:
+    assert made.diverged is None
+    run = make(scenes, tmp_path, learning_rate=1e30)
+    assert run.diverged == 2
+    assert run.metric("testA", "mIoU") == 0 and run.result["splits"]["testA"]["loss"] is None
 
 
 def test_a_run_killed_while_it_is_judged_ends_the_same(
@@ -247,11 +253,3 @@ def test_imported_files_tell_runs_apart(conduct: Callable[..., Conduct], tmp_pat
         )
         digests.add(other.plan("usual").digest)
     assert len(digests) == 3
-
-
-def test_results_are_written_without_numbers_that_json_does_not_know(tmp_path: Path) -> None:
-    from bridger.studies.store import write_json
-
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "result.json", {"step": float(np.nan)})
-    assert not (tmp_path / "result.json").exists()

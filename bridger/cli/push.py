@@ -150,5 +150,6 @@ def _on_the_way(adapter: Path) -> list[dict[str, float]]:
     history = adapter / HISTORY_FILE
     entries = read_json(history) if history.is_file() else []
     return [
-        {name.removeprefix("eval_"): value for name, value in entry.items()} for entry in entries
+        {name.removeprefix("eval_"): value for name, value in entry.items() if value is not None}
+        for entry in entries
     ]

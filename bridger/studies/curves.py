@@ -46,7 +46,11 @@ def curve_of(row: Row, key: str) -> Curve:
     """
     factor = 100 if key.endswith("IoU") else 1
     noted = [
-        {entry["step"]: factor * entry[key] for entry in run.history() if key in entry}
+        {
+            entry["step"]: factor * entry[key]
+            for entry in run.history()
+            if entry.get(key) is not None
+        }
         for run in row.runs
     ]
     steps = sorted(set.intersection(*(set(each) for each in noted)))

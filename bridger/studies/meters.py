@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from bridger._json import read_json
-from bridger.studies.store import write_json
+from bridger._json import read_json, save_json
 
 PROCESS, CPU = Path("/proc/self"), Path("/proc/cpuinfo")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -56,7 +55,7 @@ class Meters(TrainerCallback):  # type: ignore[misc]
     def on_save(self, *args: Any, **kwargs: Any) -> None:
         """Keep what is known."""
         kept = {"steps": self._seconds, "spent": self.spent, "peak": self.peak}
-        write_json(self.file, kept)
+        save_json(self.file, kept)
 
     @property
     def step(self) -> float | None:

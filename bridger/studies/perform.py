@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bridger._importing import import_modules
-from bridger._json import read_json
+from bridger._json import read_json, save_json
 from bridger.studies.data import open_data
 from bridger.studies.store import (
     ADAPTER,
@@ -33,7 +33,6 @@ from bridger.studies.store import (
     fingerprint,
     picture_file,
     remove_leftovers,
-    write_json,
 )
 from bridger.studies.study import VALIDATION
 
@@ -97,7 +96,7 @@ def perform(folder: Path) -> None:
             "data": dict(plan.fingerprints),
         },
     }
-    write_json(folder / RESULT_FILE, result)
+    save_json(folder / RESULT_FILE, result)
     (folder / TRAINED_FILE).unlink()
 
 
@@ -129,8 +128,8 @@ def _trained(plan: Plan, folder: Path, splits: Mapping[str, Any]) -> BridgedMode
         use_cpu=plan.use_cpu,
         callbacks=[meters],
     )
-    write_json(folder / HISTORY_FILE, curve(read_json(out / HISTORY_FILE)))
-    write_json(folder / TRAINED_FILE, {**meters.told(), "environment": environment()})
+    save_json(folder / HISTORY_FILE, curve(read_json(out / HISTORY_FILE)))
+    save_json(folder / TRAINED_FILE, {**meters.told(), "environment": environment()})
     (folder / METERS_FILE).unlink(missing_ok=True)
     remove_leftovers(folder)
     return model

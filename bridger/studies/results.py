@@ -213,6 +213,12 @@ class StudyResults:
         lines = ["A quick run of a few updates: its figures say nothing."] if self.quick else []
         if self.unequal:
             lines.append(f"Not all runs saw the same samples: {'; '.join(self.unequal)}.")
+        diverged = {f"{run.setting}, seed {run.seed}": run.diverged for run in self.runs}
+        if told := [f"{run} (update {step})" for run, step in diverged.items() if step is not None]:
+            lines.append(
+                f"Diverged, with losses that are no numbers: {'; '.join(told)}. What is judged is "
+                "the best checkpoint, as always."
+            )
         return lines
 
     @cached_property

@@ -67,7 +67,9 @@ class Machine:
             "OMP_NUM_THREADS": str(self.threads),
             "TOKENIZERS_PARALLELISM": "false",
         }
-        if self.devices:
+        if self.use_cpu:  # so that the run's meters read the processor's clock and memory too
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        elif self.devices:
             variables["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         return variables
 

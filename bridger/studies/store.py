@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridger._files import replacing
-from bridger._json import read_json
+from bridger._json import read_json, save_json
 from bridger.studies.study import identity
 
 if TYPE_CHECKING:
@@ -164,9 +164,15 @@ class Run:
         return Cases.load(self.folder / cases_file(split))
 
     def history(self) -> list[dict[str, Any]]:
-        """Return losses and validations by step."""
+        """Return losses and validations by step; None is what was no number."""
         entries: list[dict[str, Any]] = read_json(self.folder / HISTORY_FILE)
         return entries
+
+    @property
+    def diverged(self) -> int | None:
+        """The update from which on its losses were no numbers; None: they always were."""
+        steps = (entry["step"] for entry in self.history() if None in entry.values())
+        return next(steps, None)
 
 
 class Store:
@@ -194,7 +200,7 @@ class Store:
         """Make a run's folder with its plan; return it."""
         folder = self.folder(plan)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / PLAN_FILE, plan.to_dict())
+        save_json(folder / PLAN_FILE, plan.to_dict())
         return folder
 
     def questions_folder(self, fingerprints: Mapping[str, str]) -> Path:
@@ -227,7 +233,7 @@ class Store:
         """
         folder = self.questions_folder(fingerprints)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{QUESTIONS}.json", list(questions))
+        save_json(folder / f"{QUESTIONS}.json", list(questions))
         return folder
 
 
@@ -281,13 +287,6 @@ def _told(outline: Any) -> str:
         for name, value in vars(outline).items()
     }
     return repr(sorted(told.items()))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON to a file that appears whole or not at all."""
-    with replacing(path) as partial:
-        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -73,6 +73,8 @@ def _options(recipe: Recipe, steps: int) -> dict[str, Any]:
         "bf16": recipe.precision == "bf16",
         "fp16": recipe.precision == "fp16",
         "seed": recipe.seed,
+        # A loss that is no number is said to be none: the Trainer would print 0.
+        "logging_nan_inf_filter": False,
         "logging_steps": max(1, min(steps // 20, MOST_STEPS_BETWEEN_LOGS)),
         "save_strategy": "steps",
         "save_steps": math.ceil(steps / evaluations),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bridger._json import save_json
 from bridger.adapter_files import RECIPE_FILE
 from bridger.data.collate import CACHE_BYTES
 from bridger.named_towers import load_towers
@@ -111,7 +111,7 @@ def train(
     model.encoder.cache_prefix(None)
     if trainer.args.should_save:
         model.save_pretrained(out)
-        (out / HISTORY_FILE).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+        save_json(out / HISTORY_FILE, trainer.state.log_history)
     distributed.wait_for_all()
     return model
 
