@@ -21,7 +21,7 @@ quickstart: env
 	$(BIN)/bridger quickstart --out quickstart $(ARGS)
 
 quickstart-study: env
-	$(BIN)/python examples/quickstart_study.py --out quickstart-study $(ARGS)
+	$(BIN)/bridger ablate examples/studies/quickstart.json --out quickstart-study $(ARGS)
 
 test: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" $(ARGS)

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from quickstart_study import summarize
+from bridger.studies.results import Spread
 
 RECIPES = {
     "semantic_segmentation": "scenes-semantic",
@@ -196,9 +196,9 @@ def _cell(values: list[float | None]) -> str:
     there = [value for value in values if value is not None]
     if not there:
         return "-"
-    figure = summarize(there)
-    spread = f" +- {100 * figure['std']:.1f}" if len(there) > 1 else ""
-    return f"{100 * figure['mean']:.1f}{spread}"
+    mean, deviation = Spread.of(there)
+    spread = f" +- {100 * deviation:.1f}" if len(there) > 1 else ""
+    return f"{100 * mean:.1f}{spread}"
 
 
 def _row(cells: list[str]) -> str:

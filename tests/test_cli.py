@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -307,18 +306,3 @@ def test_a_schedule_shows_every_picture_once_an_epoch(scenes: Path, expressions:
     assert [(s.ref_id, s.sentences) for s in again[last]] == [
         (s.ref_id, s.sentences) for s in schedule[last]
     ]
-
-
-def test_the_study_does_not_repeat_finished_runs(tmp_path: Path) -> None:
-    figures = {"recipe": {"steps": 7}, "splits": {s: {"mIoU": 0.25} for s in quickstart.SPLITS}}
-    for variant in ("bridgers", "head-alone"):
-        for seed in (0, 1):
-            folder = tmp_path / f"{variant}-seed-{seed}"
-            folder.mkdir()
-            (folder / "metrics.json").write_text(json.dumps(figures))
-    script = Path(__file__).parent.parent / "examples" / "quickstart_study.py"
-    argv = [sys.executable, str(script), "--out", str(tmp_path), "--seeds", "0", "1"]
-    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ}, check=True)
-    assert "25.00 +- 0.00" in done.stdout
-    study = json.loads((tmp_path / "study-decoder.json").read_text())
-    assert study["bridgers"]["testB"]["values"] == [0.25, 0.25]

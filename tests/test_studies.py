@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_examples import EXAMPLES
 
 from bridger.data import RefCOCO
 from bridger.data.scenes import write_scenes
@@ -27,6 +28,7 @@ from bridger.tasks import get_task
 from bridger.training import Recipe
 
 SMALL = {"name": "small", "base": "quickstart"}
+STUDIES = [*study_names(), *sorted((EXAMPLES / "studies").glob("*.json"))]
 
 
 def study(**values: Any) -> Study:
@@ -41,8 +43,8 @@ def plan(name: str = "usual", seed: int = 0, **changes: Any) -> Plan:
 # What a study asks.
 
 
-@pytest.mark.parametrize("name", study_names())
-def test_every_study_of_the_package_can_be_followed(name: str) -> None:
+@pytest.mark.parametrize("name", STUDIES, ids=lambda name: Path(name).stem)
+def test_every_study_can_be_followed(name: str | Path) -> None:
     asked = Study.load(name)
     recipes = {setting: asked.recipe(setting) for setting in asked.runnable()}
     assert asked.note and asked.reference in recipes
@@ -50,8 +52,8 @@ def test_every_study_of_the_package_can_be_followed(name: str) -> None:
     assert len(differing) == len(recipes)  # no two settings are the same run
 
 
-@pytest.mark.parametrize("name", study_names())
-def test_the_settings_of_a_study_share_one_budget(name: str) -> None:
+@pytest.mark.parametrize("name", STUDIES, ids=lambda name: Path(name).stem)
+def test_the_settings_of_a_study_share_one_budget(name: str | Path) -> None:
     asked = Study.load(name)
     budgets = {
         (recipe.steps, recipe.batch_size, recipe.expressions, recipe.schedule, recipe.accumulation)
