@@ -62,6 +62,19 @@ def test_cells_say_what_was_found(results: StudyResults) -> None:
     assert rates and rates.rows[0][2:] == ["30.00", "33.00", "31.00", "0.001", "7 min"]
 
 
+def test_costs_of_several_machines_say_where_each_was_measured(results: StudyResults) -> None:
+    assert "on" not in cost_table(results).header
+    row = results.rows[0]
+    environment = {"machine": "another"}
+    moved = [replace(r, result={**r.result, "environment": environment}) for r in row.runs[1:]]
+    mixed = replace(row, runs=(row.runs[0], *moved))
+    table = cost_table(replace(results, rows=(mixed, *results.rows[1:])))
+    assert [row[table.header.index("on")] for row in table.rows] == [
+        "a machine x 2; another",
+        *["a machine x 2"] * 2,
+    ]
+
+
 def test_a_single_seed_has_no_spread(tmp_path: Path) -> None:
     results = write_study(tmp_path, FEW[:2], seeds=1)
     table = main_table(results)

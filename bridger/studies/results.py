@@ -130,6 +130,11 @@ class Row:
         """Most bytes of memory that one of its runs had in use."""
         return max(int(run.result["memory"]["peak"]) for run in self.runs)
 
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """The processors or GPUs that its runs were trained on."""
+        return tuple(dict.fromkeys(run.result["environment"]["machine"] for run in self.runs))
+
     def seconds(self, name: str) -> Spread:
         """Return what took time, over all its seeds: "step", "training", ..."""
         known = [run.result["seconds"][name] for run in self.runs]

@@ -79,7 +79,11 @@ def difference_table(results: StudyResults, metric: str) -> Table:
 
 
 def cost_table(results: StudyResults) -> Table:
-    """Return what the rows cost: numbers, bytes, time and memory."""
+    """Return what the rows cost: numbers, bytes, time and memory.
+
+    Where not all were measured on one machine, it says which on which.
+    """
+    several = len({machine for row in results.measured for machine in row.machines}) > 1
     rows = [
         [
             row.name,
@@ -89,6 +93,7 @@ def cost_table(results: StudyResults) -> Table:
             _seconds(row.seconds("step")),
             duration(row.seconds("training").mean),
             f"{row.peak / 2**20:,.0f}",
+            *(["; ".join(row.machines)] if several else []),
         ]
         for row in results.measured
     ]
@@ -102,6 +107,7 @@ def cost_table(results: StudyResults) -> Table:
             "step, s",
             "training",
             "peak memory, MiB",
+            *(["on"] if several else []),
         ],
         rows,
         note="step: the median of forward, backward and update, mean ± standard deviation over "
