@@ -99,13 +99,17 @@ def _machine() -> str:
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
         return str(torch.accelerator.current_accelerator())
-    name, flags = platform.processor() or platform.machine(), ""
-    if CPU.is_file():
-        pairs = (line.partition(":") for line in CPU.read_text().splitlines())
-        fields = {key.strip(): value.strip() for key, _, value in pairs}
-        name = fields.get("model name", name)
-        flags = " ".join(flag for flag in FLAGS if flag in fields.get("flags", "").split())
-    return f"{name} x {os.cpu_count()}" + (f" ({flags})" if flags else "")
+    name, flags = processor()
+    return name + (f" ({' '.join(flags)})" if flags else "")
+
+
+def processor() -> tuple[str, list[str]]:
+    """Return the model and number of the processors, and which of `FLAGS` they know."""
+    lines = CPU.read_text().splitlines() if CPU.is_file() else []
+    known = {key.strip(): value.strip() for key, _, value in (n.partition(":") for n in lines)}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    found = known.get("flags", "").split()
+    return f"{name} x {os.cpu_count()}", [flag for flag in FLAGS if flag in found]
 
 
 def _clock() -> float:

@@ -29,9 +29,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bridger.studies.meters import processor
+
 Call = Callable[[], Any]
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-PROCESS, CPU = Path("/proc/self"), Path("/proc/cpuinfo")
+PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -236,24 +237,18 @@ def in_child(script: str, arguments: Sequence[str]) -> Any:
     return json.loads(output.splitlines()[-1])
 
 
-def _cpu_lines(name: str) -> list[str]:
-    lines = CPU.read_text().splitlines() if CPU.exists() else []
-    return [line.split(":", 1)[1].strip() for line in lines if line.startswith(name)]
-
-
 def cpu_name() -> str:
     """Return the model and number of processors."""
-    names = _cpu_lines("model name")
-    return f"{names[0]} x {len(names)}" if names else platform.processor() or platform.machine()
+    return processor()[0]
 
 
 def machine() -> dict[str, Any]:
     """Return what figures depend on: processors, GPU, threads, versions, and the load."""
-    flags = set(" ".join(_cpu_lines("flags")[:1]).split())
+    cpu, flags = processor()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "cpu": cpu_name(),
-        "cpu_flags": [flag for flag in FLAGS if flag in flags],
+        "cpu": cpu,
+        "cpu_flags": flags,
         "gpu": gpu and f"{gpu} (CUDA {torch.version.cuda})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
