@@ -143,10 +143,17 @@ def test_a_search_for_an_unknown_metric_is_refused_before_it_runs() -> None:
 
 def test_some_settings_bring_those_that_they_need() -> None:
     asked = Study.load(COMPARISON)
-    kept = asked.only(["LoRA, rank 56"]).settings
-    assert set(kept) == {asked.reference, "the head alone", "LoRA, rank 10", "LoRA, rank 56"}
+    kept = asked.only(["BitFit, text"]).settings
+    assert set(kept) == {asked.reference, "the head alone", "BitFit", "BitFit, text"}
     with pytest.raises(ValueError, match="did you mean .*'LoRA, rank 56'"):
         asked.only(["LoRA, rank 65"])
+
+
+def test_rivals_of_equal_size_are_compared_at_rates_of_their_own() -> None:
+    asked = Study.load(COMPARISON)
+    sized = [name for name in asked.runnable() if asked.settings[name].size]
+    borrowed = [name for name in sized if asked.rates_of(name) != name]
+    assert borrowed == ["CLIPSeg's decoder, 64, and Bridgers, 64"]
 
 
 # Which run that is.
