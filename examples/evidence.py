@@ -57,19 +57,11 @@ class Kept(Conduct):
     def __init__(self, name: str) -> None:
         root = DOCS / "evidence" / STORES.get(name, "runs")
         super().__init__(Study.load(name), Path(), Store(root), Machine(1, 1))
-        results = (read_json(path) for path in sorted(root.glob(f"*/seed-0/{RESULT_FILE}")))
-        first = next(result for result in results)
+        first = read_json(min(root.glob(f"*/seed-0/{RESULT_FILE}")))
         self.judged = tuple(first["splits"])
         self.fingerprints = first["samples"]["data"]
         self.planned: list[Plan] = []
-
-    def _ask(self) -> None:
-        """Nothing is drawn."""
-
-    def make(self, plans: Sequence[Plan]) -> list[Run | None]:
-        """Return the runs that are there."""
-        self.planned += plans
-        return [self.store.find(plan) for plan in plans]
+        self.made = 0
 
     def __call__(self) -> StudyResults:
         """Return the rows; those without any run say that it is still to be made."""
@@ -78,10 +70,15 @@ class Kept(Conduct):
         rows = (replace(r, reason="not made yet") if r.name in lacking else r for r in results.rows)
         return replace(results, rows=tuple(rows))
 
-    @property
-    def lacking(self) -> list[str]:
-        """Runs that were not made."""
-        return [f"{p.setting}, seed {p.seed}" for p in self.planned if self.store.find(p) is None]
+    def _ask(self) -> None:
+        """Nothing is drawn."""
+
+    def make(self, plans: Sequence[Plan]) -> list[Run | None]:
+        """Return the runs that are there."""
+        found = [self.store.find(plan) for plan in plans]
+        self.planned += plans
+        self.made += sum(run is not None for run in found)
+        return found
 
 
 def main() -> None:
@@ -110,9 +107,8 @@ def page() -> Iterator[str]:
         yield ""
         yield plain(results.note)
         yield ""
-        if kept.lacking:
-            made = len(kept.planned) - len(kept.lacking)
-            yield f"**Not finished: {made} of {len(kept.planned)} runs.**"
+        if kept.made < len(kept.planned):
+            yield f"**Not finished: {kept.made} of {len(kept.planned)} runs.**"
             yield ""
         yield from (f"{plain(warning)}\n" for warning in results.warnings)
         if results.measured:

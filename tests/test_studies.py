@@ -300,7 +300,7 @@ def test_gpus_that_the_user_chose_are_taken_in_turn(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert Machine.here(jobs=4).devices == ("0", "1")
     alone = Machine.here(jobs=3, use_cpu=True)
-    assert (alone.jobs, alone.threads, alone.use_cpu) == (3, 1, True)
+    assert (alone.jobs, alone.threads, alone.devices, alone.use_cpu) == (3, 1, (), True)
     assert alone.variables(0)["CUDA_VISIBLE_DEVICES"] == ""
 
 

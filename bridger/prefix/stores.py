@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bridger._files import replacing
-from bridger._json import read_json
+from bridger._json import read_json, save_json
 
 Row = tuple[Tensor, ...]
 Manifests = Mapping[str, Mapping[str, Any]]
@@ -117,8 +116,7 @@ class FolderStore:
             path = self.folder / side / MANIFEST
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                with replacing(path) as partial:
-                    partial.write_text(json.dumps(expected, indent=2) + "\n")
+                save_json(path, expected)
             found = read_json(path)  # another process may have been faster
             if found != expected:
                 raise ValueError(self._made_by_another(side, expected, found))

@@ -212,7 +212,7 @@ class StudyResults:
                     found[row.name, split, metric] = difference
         return found
 
-    @property
+    @cached_property
     def warnings(self) -> list[str]:
         """What must be known before any figure is read."""
         lines = ["A quick run of a few updates: its figures say nothing."] if self.quick else []
